@@ -1,0 +1,62 @@
+"""From a run on disk to its module with weights, ready to sample or to evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from ldm.commands.schema import check
+from ldm.training.checkpoint import load_weights, read_run
+from ldm.training.run import RunFolder
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's module with the weights of one of its checkpoints, in evaluation mode on the CPU."""
+
+    folder: RunFolder
+    config: DictConfig
+    module: Any  # the task's LightningModule
+    checkpoint_path: Path
+    checkpoint_hash: str  # sha256 of the file, 64 hex digits
+    weights: str  # "ema" or "online": which were loaded
+    images_seen: int
+
+
+def load_run(run: str | Path, *, weights: str = "ema", runs: str | Path = "runs") -> LoadedRun:
+    """Find a run, check that its config builds allowed parts only, build its module and load its weights.
+
+    Args:
+        run: A run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint file of a run.
+        weights: "ema" for the averaged weights where the run kept them, "online" for the plain ones.
+
+    Raises:
+        FileNotFoundError: There is no such run, or it has no checkpoint yet.
+        ConfigError: Its config names something that may not be built.
+    """
+    saved = read_run(run, runs=runs)
+    check(saved.config, record="ldm.commands.settings.TrainConfig")
+    module = instantiate(saved.config.task, _convert_="all")
+    loaded = load_weights(module, saved.checkpoint, weights=weights)
+    module.eval().requires_grad_(False)
+    return LoadedRun(
+        folder=saved.folder,
+        config=saved.config,
+        module=module,
+        checkpoint_path=saved.checkpoint_path,
+        checkpoint_hash=saved.checkpoint_hash,
+        weights=loaded,
+        images_seen=int(saved.checkpoint["images_seen"]),
+    )
+
+
+def device_for(name: str = "auto") -> torch.device:
+    """ "auto" -> the GPU if there is one, else the CPU; any other name as torch knows it."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

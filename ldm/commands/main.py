@@ -1,0 +1,114 @@
+"""``ldm <verb> key=value ...``: every verb is one function with one config of the same name.
+
+``configs/<verb>.yaml`` holds ``_target_``, the dotted path of the function, and all its defaults. The config is
+composed and checked before the function's module, and with it torch, is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldm.commands.signatures import signature
+
+USAGE = """usage: ldm <verb> [key=value ...]     ldm <verb> --help     ldm <verb> --cfg job
+
+python train.py trains, python sample.py makes pictures; everything else is a verb:
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    verb, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    rest = rest[:-1]
+    if verb in ("", "-h", "--help", "help"):
+        print(USAGE + "\n".join(f"  {name:<12}{_summary(target)}" for name, target in verbs().items()))
+        return
+    from ldm.commands.errors import reported
+
+    with reported():
+        run(verb, rest)
+
+
+def verbs(folder: Path | None = None) -> dict[str, str]:
+    """Verb -> dotted path of its function, for every config of a command."""
+    folder = folder or Path(__file__).resolve().parents[2] / "configs"
+    found = {}
+    for file in sorted(folder.glob("*.yaml")):
+        target = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("_target_", "")
+        if target.startswith("ldm.commands."):
+            found[file.stem] = target
+    return found
+
+
+def run(verb: str, arguments: Sequence[str]) -> Any:
+    """Compose, check and call; returns what the function returns."""
+    from omegaconf import OmegaConf
+
+    from ldm.commands import compose
+    from ldm.commands.messages import ConfigError, nearest
+    from ldm.commands.schema import HELPERS
+
+    known = verbs()
+    if verb not in known:
+        if verb == "train":
+            raise ConfigError("train is no verb of ldm: python train.py experiment=<name>")
+        raise ConfigError(f"there is no verb '{verb}'; {nearest(verb, known)}")
+    if {"-h", "--help"} & set(arguments):
+        return _help(verb, known[verb])
+    show, overrides = _flags(arguments)
+    if show:
+        print(OmegaConf.to_yaml(compose.compose(verb, overrides).config), end="", flush=True)
+    config = compose.load(verb, overrides)
+    if show:
+        return None
+
+    from hydra.utils import get_method
+
+    values = {str(key): _built(config[key]) for key in config if key not in HELPERS and key != "_target_"}
+    return get_method(known[verb])(**values)
+
+
+def _built(value: Any) -> Any:
+    """A config's value as a function takes it: parts are built, containers are plain lists and dicts."""
+    from hydra.utils import instantiate
+    from omegaconf import DictConfig, ListConfig
+
+    return instantiate(value, _convert_="all") if isinstance(value, DictConfig | ListConfig) else value
+
+
+def _flags(arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether the config is to be shown, and the overrides."""
+    from ldm.commands.messages import ConfigError, nearest
+
+    show, overrides, left = False, [], list(arguments)
+    while left:
+        item = left.pop(0)
+        if item in ("--cfg", "-c"):
+            show = True
+            if left and left[0] in ("job", "all"):
+                left.pop(0)
+        elif item.startswith("-"):
+            raise ConfigError(f"there is no option '{item}'; {nearest(item, ['--help', '--cfg'])}")
+        else:
+            overrides.append(item)
+    return show, overrides
+
+
+def _summary(target: str) -> str:
+    found = signature(target)
+    return found.doc.splitlines()[0] if found and found.doc else ""
+
+
+def _help(verb: str, target: str) -> None:
+    from omegaconf import OmegaConf
+
+    from ldm.commands import compose
+
+    found = signature(target)
+    print(f"ldm {verb} [key=value ...]\n\n{found.doc if found else ''}\n\nDefaults (configs/{verb}.yaml):\n")
+    print(OmegaConf.to_yaml(compose.compose(verb, []).config), end="")

@@ -1,0 +1,66 @@
+"""The top level of a training's config: what ``configs/train.yaml`` holds, with its types.
+
+Like every constructor this is read as a schema, so an experiment file cannot add a key here that nothing would read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Part(Protocol):
+    """Anything built from a mapping with ``_target_``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing:
+    """An empty group: the choice ``none`` of a part that a task does without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """Where things stand, relative to the working directory."""
+
+    data: str
+    runs: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What ``python train.py`` can be given.
+
+    Args:
+        name: Name of the run; its folder is ``<paths.runs>/<name>/<run_id>``.
+        seed: What all randomness is derived from.
+        num_images: Images to train on, over all processes; drives everything.
+        run_id: Name of the run's folder; made once when null.
+        resume: A run to go on with: its folder, or ``<name>/<run_id>``.
+        tags, notes, group, job_type: For finding the run again.
+    """
+
+    name: str
+    seed: int
+    num_images: int
+    run_id: str | None = None
+    resume: str | None = None
+    tags: list[str]
+    notes: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+
+    paths: Paths
+    task: Part
+    diffusion: Part | Nothing
+    network: Part
+    codec: Part | Nothing
+    text_encoder: Part | Nothing
+    data: Part
+    sampler: Part | Nothing
+    grid: Part | Nothing
+    guidance: Part | Nothing
+    optimizer: Part
+    lr_schedule: Part
+    trainer: Part
+    callbacks: dict[str, Part | None]
+    logger: dict[str, Part | None]

@@ -1,0 +1,55 @@
+"""One training, from a checked config to a finished run folder: builds the parts and hands over to ``training.fit``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from ldm.training.checkpoint import newest_checkpoint
+from ldm.training.fit import fit
+from ldm.training.logging import quiet_lightning
+from ldm.training.run import RunFolder, choose_run_id, exported_run_id, start_run
+
+
+def train(config: DictConfig) -> float | None:
+    """Train as the config says; returns the last ``val/loss``, which sweeps compare.
+
+    Raises:
+        FileExistsError: The run folder is used and ``resume`` is not given.
+        ValueError, OSError: What the parts refuse, before the run folder is claimed.
+    """
+    resumed = None if config.resume is None else RunFolder(Path(config.resume))
+    config.run_id = resumed.id if resumed else choose_run_id(config.run_id)
+    quiet_lightning()
+    with exported_run_id(config.run_id):
+        torch.manual_seed(
+            config.seed
+        )  # the network's first weights; all else is addressed, see ldm/randomness.py
+        path = resumed.path if resumed else Path(config.paths.runs, config.name, config.run_id)
+        module, data = built(config.task), built(config.data)
+        data.setup("fit")  # a wrong path shows now, not after the folder is claimed
+        folder = start_run(path, config=config, command=["python", *sys.argv], resume=resumed is not None)
+        trainer = instantiate(config.trainer, callbacks=parts(config.callbacks), logger=parts(config.logger))
+        return fit(
+            trainer,
+            module,
+            data,
+            folder,
+            config=cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)),
+            checkpoint=newest_checkpoint(resumed) if resumed else None,
+        )
+
+
+def built(config: DictConfig) -> Any:
+    """The object of a group; what it is given are plain lists, dictionaries and objects."""
+    return instantiate(config, _convert_="all")
+
+
+def parts(config: DictConfig) -> list[Any]:
+    """The objects of a group in their order; entries that are null are left out."""
+    return [built(entry) for entry in config.values() if entry is not None]

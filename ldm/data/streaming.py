@@ -1,0 +1,107 @@
+"""Shards read from front to back, for data that is far away or has no end: webdataset's own reader, the same Batch.
+
+Statistically right, but not exact: shards are drawn with replacement, samples are shuffled within a window, and a
+restart begins anew. Where the shards lie on a disk, ``pipeline.endless`` keeps an exact order.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import webdataset
+from torch.utils.data import DataLoader
+
+from ldm.data.decode import UnreadablePicture
+from ldm.data.index import PICTURES
+from ldm.data.pipeline import BatchLoader
+from ldm.data.sample import Item, Preparation, stack
+from ldm.data.shards import find_shards
+from ldm.interfaces import Batch
+from ldm.randomness import address
+
+log = logging.getLogger(__name__)
+
+
+def streaming(
+    shards: str | list[str],
+    preparation: Preparation,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    shuffle_buffer: int = 1_000,
+) -> BatchLoader:
+    """Training batches without end.
+
+    Args:
+        shards: like ``find_shards``, or addresses that webdataset opens (``https://...``).
+        preparation: what is done to each sample.
+        batch_size: over all processes.
+        rank: of this process; each draws shards of its own.
+        world_size: number of processes; must divide ``batch_size``.
+        num_workers: processes that read and decode; 0 does it in this one.
+        shuffle_buffer: samples in the window from which the next one is drawn.
+
+    Raises:
+        FileNotFoundError: a shard on disk is missing.
+        ValueError: ``batch_size`` cannot be shared equally, or an address would run a program.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"batch_size is {batch_size} over all {world_size} processes; choose a multiple of it"
+        )
+    share = batch_size // world_size
+    slots = range(rank * share, (rank + 1) * share)
+    seed = address(preparation.seed, "stream", rank)
+    reader = webdataset.DataPipeline(
+        webdataset.ResampledShards(_addresses(shards), seed=seed, deterministic=True),
+        # A shard that breaks off is left there; webdataset's warning handler would sleep at each.
+        webdataset.tarfile_to_samples(handler=_pass_over),
+        webdataset.shuffle(shuffle_buffer, initial=min(100, shuffle_buffer), rng=random.Random(seed)),
+        _Prepare(preparation),
+        webdataset.batched(share, collation_fn=stack, partial=False),
+    )
+
+    def batches() -> Iterator[Batch]:
+        for stacked in DataLoader(reader, batch_size=None, num_workers=num_workers):
+            yield stacked.batch(slots=slots, num_slots=batch_size)
+
+    return BatchLoader(batches)
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    """A stage of the stream. A sample's place in it stands for the visit, which a stream cannot know."""
+
+    preparation: Preparation
+
+    def __call__(self, samples: Iterator[Mapping[str, Any]]) -> Iterator[Item]:
+        for place, sample in enumerate(samples):
+            picture = next((sample[name] for name in sample if name.lower() in PICTURES), None)
+            texts = sample.get(self.preparation.caption_part)
+            if picture is None or texts is None:
+                log.warning("sample %s is passed over: it has no picture or no caption", sample["__key__"])
+                continue
+            shard = sample["__url__"].rsplit("/", 1)[-1].removesuffix(".tar")
+            try:
+                yield self.preparation.item(picture, texts, key=f"{shard}/{sample['__key__']}", visit=place)
+            except UnreadablePicture as error:
+                log.warning("sample %s is passed over: %s", sample["__key__"], error)
+
+
+def _pass_over(error: Exception) -> bool:
+    log.warning("the rest of a shard is passed over: %s", error)
+    return True
+
+
+def _addresses(shards: str | list[str]) -> list[str]:
+    out: list[str] = []
+    for where in [shards] if isinstance(shards, str) else shards:
+        remote = "://" in where and not where.startswith("pipe:")
+        out += webdataset.shardlists.expand_urls(where) if remote else map(str, find_shards(where))
+    return out

@@ -1,0 +1,214 @@
+"""The contract page: the data that travels between the rooms, and what each part must be able to do.
+
+Shape legend, used in every docstring::
+
+    B  batch          C  latent channels     H W  latent height and width
+    L  text tokens    D  token width         P    pooled width
+    f  the codec's stride, so that a picture is (B, 3, f*H, f*W)
+
+Time runs from t = 0 (data) to t = 1 (noise), for every schedule::
+
+    x_t = alpha(t) * x0 + sigma(t) * eps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a network is told besides x_t and t."""
+
+    tokens: Tensor  # (B, L, D)
+    mask: Tensor  # (B, L) bool, True where a real token stands; at least one per row
+    pooled: Tensor  # (B, P)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        return replace(
+            self, tokens=self.tokens.to(device), mask=self.mask.to(device), pooled=self.pooled.to(device)
+        )
+
+    def __getitem__(self, rows: slice | Tensor) -> Conditioning:
+        return replace(self, tokens=self.tokens[rows], mask=self.mask[rows], pooled=self.pooled[rows])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
+        """Stack along the batch; shorter token sequences are padded with masked zeros."""
+        length = max(part.tokens.shape[1] for part in parts)
+
+        def padded(x: Tensor) -> Tensor:
+            shape = (x.shape[0], length - x.shape[1], *x.shape[2:])
+            return torch.cat([x, x.new_zeros(shape)], dim=1)
+
+        return Conditioning(
+            tokens=torch.cat([padded(part.tokens) for part in parts]),
+            mask=torch.cat([padded(part.mask) for part in parts]),
+            pooled=torch.cat([part.pooled for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples, as the data side hands them over; exactly one of images and moments is set."""
+
+    captions: list[str]
+    images: Tensor | None  # (B, 3, fH, fW) float32 in [-1, 1]
+    moments: Tensor | None  # (B, 2C, H, W) posterior mean and log-variance, when encoded beforehand
+    keys: list[str]  # which sample of which shard, e.g. "00003/000030017": what randomness is tied to
+    visits: list[int]  # how often each sample was seen before: the epoch, the other half of randomness
+    slots: range  # the places of these samples in the step's global batch
+    num_slots: int  # the size of the step's global batch, over all processes
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> Batch:
+        images = None if self.images is None else self.images.to(device, non_blocking=True)
+        moments = None if self.moments is None else self.moments.to(device, non_blocking=True)
+        return replace(self, images=images, moments=moments)
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x_t; the two satisfy x_t = alpha * x0 + sigma * eps."""
+
+    x0: Tensor  # (B, C, H, W) float32
+    eps: Tensor  # (B, C, H, W) float32
+
+
+class NoiseSchedule(Protocol):
+    """alpha falls and sigma rises from t = 0 to t = 1; both any shape -> same shape, float32 or better."""
+
+    def alpha(self, t: Tensor) -> Tensor: ...
+
+    def sigma(self, t: Tensor) -> Tensor: ...
+
+
+class Parameterization(Protocol):
+    """What the network is asked to output, as a line through (x0, eps)."""
+
+    def target_coeffs(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) such that target = p * x0 + q * eps; same shape as alpha."""
+        ...
+
+    def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What x_t is multiplied with on its way into the network; 1 except for EDM."""
+        ...
+
+
+class TimeSampler(Protocol):
+    """The law of t in training, stated as its quantile function.
+
+    Uniform draws come in, so one definition serves draws tied to samples, stratified draws over the global
+    batch and pinned validation grids alike.
+    """
+
+    def __call__(self, u: Tensor, *, slots: range, num_slots: int) -> Tensor:
+        """(n,) draws from (0, 1), one per slot of a global batch of ``num_slots`` -> (n,) times in [0, 1]."""
+        ...
+
+
+class Weighting(Protocol):
+    """A loss weight stated once, in x0 space, whatever the network predicts."""
+
+    def __call__(self, log_snr: Tensor, x0_factor: Tensor) -> Tensor:
+        """The factor on the squared error of the network's output.
+
+        Args:
+            log_snr: (B,) log(alpha^2 / sigma^2).
+            x0_factor: (B,) squared x0 error per squared output error, (sigma / det)^2. A weight w on the squared
+                x0 error is ``w * x0_factor``.
+        """
+        ...
+
+
+class Network(Protocol):
+    """The U-Net / DiT / MMDiT."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """x (B, C, H, W), t (B,) in [0, 1] -> (B, C, H, W); any H x W that the patch size divides."""
+        ...
+
+
+class Denoiser(Protocol):
+    """Network, parameterization and conditioning, bound."""
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
+        """x_t (B, C, H, W), t (B,)."""
+        ...
+
+
+NoiseSource = Callable[[int], Tensor]
+"""Step number -> (B, C, H, W) standard normal noise; row i depends on image i's own seed only."""
+
+StepCallback = Callable[[int, Tensor, Prediction], None]
+"""Called before each step with its number, x_t and the prediction."""
+
+
+class Sampler(Protocol):
+    """Walks x from times[0] to times[-1]; a pure function."""
+
+    def __call__(
+        self,
+        denoise: Denoiser,
+        schedule: NoiseSchedule,
+        x: Tensor,
+        times: Tensor,
+        *,
+        noise: NoiseSource,
+        on_step: StepCallback | None = None,
+    ) -> Tensor:
+        """x (B, C, H, W) at times[0], times (num_steps + 1,) falling -> x at times[-1]."""
+        ...
+
+
+class Guidance(Protocol):
+    """Turns a network and two conditionings into the denoiser a sampler walks along."""
+
+    def __call__(
+        self, diffusion: DenoiserFactory, network: Network, cond: Conditioning, uncond: Conditioning | None
+    ) -> Denoiser: ...
+
+
+class DenoiserFactory(Protocol):
+    """The part of ``Diffusion`` that guidance needs."""
+
+    def denoiser(self, network: Network, cond: Conditioning) -> Denoiser: ...
+
+
+class TextEncoder(Protocol):
+    """Captions -> Conditioning. The empty caption is the null condition, for every encoder."""
+
+    width: int  # D
+    pooled_width: int  # P
+    length: int  # the most tokens a caption may take
+
+    def __call__(self, captions: Sequence[str]) -> Conditioning: ...
+
+
+class LatentCodec(Protocol):
+    """Images <-> normalised latents: posterior samples have zero mean and unit variance per channel."""
+
+    channels: int  # C
+    downsample: int  # f
+    content_hash: str  # of weights and latent statistics; "" where there are none (identity)
+
+    def moments(self, images: Tensor) -> Tensor:
+        """images (B, 3, fH, fW) in [-1, 1] -> (B, 2C, H, W), mean and log-variance of the posterior."""
+        ...
+
+    def latents(self, moments: Tensor, *, noise: Tensor | None) -> Tensor:
+        """(B, 2C, H, W) -> (B, C, H, W): the posterior's mean, or its sample with ``noise`` (B, C, H, W)."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 3, fH, fW), about [-1, 1], not clipped."""
+        ...

@@ -1,0 +1,117 @@
+"""A small text encoder trained from scratch together with the denoiser: nothing to download.
+
+Words are addressed by hashing, so there is no vocabulary file and no unknown word: each word is the sum of two rows of
+one table, chosen by two hashes (hash embeddings, 1709.03933), and two words share both rows about once in
+``num_buckets``^2 / 2 pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from ldm.interfaces import Conditioning
+from ldm.nn.attention import AttentionKernel, SelfAttention
+from ldm.nn.layers import FeedForward
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def words(caption: str) -> list[str]:
+    """Lower-cased words and single punctuation marks: "A red  ring!" -> ["a", "red", "ring", "!"]."""
+    return WORD.findall(caption.lower())
+
+
+@lru_cache(maxsize=100_000)
+def buckets(word: str, num_buckets: int) -> tuple[int, int]:
+    """Two independent, stable hashes of a word, each in [0, num_buckets)."""
+    digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little") % num_buckets, int.from_bytes(
+        digest[4:], "little"
+    ) % num_buckets
+
+
+class TextBlock(nn.Module):
+    """Pre-norm transformer block over (B, L, width)."""
+
+    def __init__(self, width: int, num_heads: int, kernel: AttentionKernel | None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = SelfAttention(width=width, num_heads=num_heads, qk_norm=False, kernel=kernel)
+        self.norm2 = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), mask)
+        return x + self.feed_forward(self.norm2(x))
+
+
+class LearnedTextEncoder(nn.Module):
+    """Captions -> Conditioning by a bidirectional transformer over hashed words.
+
+    Position 0 is a learned start token, always present: it carries the pooled vector, and alone it is the null
+    condition, the encoding of the empty caption.
+
+    Args:
+        width: D, also the pooled width.
+        depth: Transformer blocks.
+        num_heads: Divides ``width``.
+        length: L, the start token and up to ``length - 1`` words; longer captions are cut.
+        num_buckets: Rows of the embedding table.
+        attention: The attention kernel; ``SDPA`` when None.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int = 2,
+        num_heads: int = 4,
+        length: int = 32,
+        num_buckets: int = 8192,
+        attention: AttentionKernel | None = None,
+    ) -> None:
+        super().__init__()
+        if length < 2:
+            raise ValueError(
+                f"length={length} leaves no room for a word beside the start token; use at least 2"
+            )
+        self.width = width
+        self.pooled_width = width
+        self.length = length
+        self.num_buckets = num_buckets
+        self.start = nn.Parameter(torch.randn(width))
+        self.embedding = nn.EmbeddingBag(num_buckets, width, mode="sum")
+        # as large as words: with small ones the order of words, and so what belongs to what, is learned late
+        self.positions = nn.Parameter(torch.randn(length, width))
+        self.blocks = nn.ModuleList(TextBlock(width, num_heads, attention) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.embedding.weight, std=0.5**0.5)  # a word, the sum of two rows, has unit variance
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """captions -> bucket pairs (B, L - 1, 2) int64 and mask (B, L) bool."""
+        ids = torch.zeros(len(captions), self.length - 1, 2, dtype=torch.int64)
+        mask = torch.zeros(len(captions), self.length, dtype=torch.bool)
+        mask[:, 0] = True
+        for row, caption in enumerate(captions):
+            pairs = [buckets(word, self.num_buckets) for word in words(caption)[: self.length - 1]]
+            if pairs:
+                ids[row, : len(pairs)] = torch.tensor(pairs)
+                mask[row, 1 : 1 + len(pairs)] = True
+        return ids, mask
+
+    def forward(self, captions: Sequence[str]) -> Conditioning:
+        """Captions, B of them -> tokens (B, L, D), mask (B, L), pooled (B, D); L is ``length`` for every batch."""
+        ids, mask = (tensor.to(self.start.device) for tensor in self.tokenize(captions))
+        embedded = self.embedding(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])  # (B, L - 1, D)
+        start = self.start.expand(len(captions), 1, -1)
+        x = torch.cat([start, embedded], dim=1) + self.positions  # (B, L, D)
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x)
+        return Conditioning(tokens=x, mask=mask, pooled=x[:, 0])

@@ -1,0 +1,180 @@
+"""The training step of a latent denoiser: joins codec, text encoder, network and diffusion for Lightning.
+
+Read next: ``ldm/diffusion/diffusion.py``, where the loss is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+
+from ldm import randomness
+from ldm.diffusion.diffusion import Diffusion
+from ldm.interfaces import Batch, Guidance, LatentCodec, Sampler, TextEncoder
+from ldm.sampling.generate import Generation
+from ldm.sampling.grids import Grid
+from ldm.training.optim import LearningRateSchedule, OptimizerRecipe, set_learning_rate
+
+
+class DiffusionModule(L.LightningModule):
+    """Trains ``network`` and, where it has parameters to train, ``text_encoder`` on normalised latents.
+
+    Every random choice for a picture is tied to (seed, its key, its visit): see ``ldm/randomness.py``.
+
+    Args:
+        diffusion: Schedule, parameterization, law of t and loss weight.
+        network: The denoising network.
+        text_encoder: Captions -> Conditioning.
+        codec: Frozen autoencoder; neither trained nor written into checkpoints, but its hash is.
+        optimizer: Recipe over the trained parts.
+        lr_schedule: Factor on the learning rate as a function of the images seen.
+        sampler: For sample grids and evaluation, with ``grid``, ``guidance`` and ``num_steps``.
+        num_images: Pictures to train on: the length of training.
+        image_size: Side of the pictures, in pixels.
+        caption_dropout: Share of captions replaced by the null condition, for guidance (2207.12598), in [0, 1].
+        sample_posterior: Draw latents from the autoencoder's posterior instead of taking its mean.
+        seed: Of noise, times and caption dropout.
+
+    Raises:
+        ValueError: A share outside [0, 1], or an ``image_size`` that the codec's stride does not divide.
+    """
+
+    def __init__(
+        self,
+        *,
+        diffusion: Diffusion,
+        network: nn.Module,
+        text_encoder: nn.Module,
+        codec: LatentCodec,
+        optimizer: OptimizerRecipe,
+        lr_schedule: LearningRateSchedule,
+        sampler: Sampler,
+        grid: Grid,
+        guidance: Guidance,
+        num_steps: int,
+        num_images: int,
+        image_size: int,
+        caption_dropout: float = 0.1,
+        sample_posterior: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= caption_dropout <= 1.0:
+            raise ValueError(f"caption_dropout={caption_dropout} must lie in [0, 1]")
+        if image_size % codec.downsample:
+            raise ValueError(
+                f"image_size={image_size} is not divisible by the codec's stride {codec.downsample}"
+            )
+        self.diffusion = diffusion
+        self.network = network
+        self.text_encoder = text_encoder
+        self.codec = codec
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.sampler, self.grid, self.guidance, self.num_steps = sampler, grid, guidance, num_steps
+        self.num_images = num_images
+        self.latent_size = (image_size // codec.downsample,) * 2  # (H, W)
+        self.caption_dropout = caption_dropout
+        self.sample_posterior = sample_posterior
+        self.seed = seed
+        self.images_seen = 0  # over all processes; drives data order, learning rate and every interval
+
+    # --- the step -----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        kept = (
+            randomness.uniform(self.seed, "caption dropout", batch.keys, batch.visits) >= self.caption_dropout
+        )
+        captions = [
+            caption if keep else "" for caption, keep in zip(batch.captions, kept.tolist(), strict=True)
+        ]
+        u = randomness.uniform(self.seed, "time", batch.keys, batch.visits)
+        loss = self.losses(batch, captions, u, purpose="noise").mean()
+        self.log("train/loss", loss, batch_size=len(batch))
+        self.images_seen += batch.num_slots
+        return loss
+
+    def losses(self, batch: Batch, captions: list[str], u: Tensor, *, purpose: str) -> Tensor:
+        """Loss of each sample (B,), with captions as given, times by the quantiles ``u`` (B,), keyed noise."""
+        x0 = self.clean_latents(batch, purpose=f"{purpose} of the posterior")  # (B, C, H, W)
+        eps = randomness.normal(x0.shape[1:], self.seed, purpose, batch.keys, batch.visits).to(x0)
+        t = self.diffusion.times(u.to(x0), slots=batch.slots, num_slots=batch.num_slots)  # (B,)
+        cond = self.text_encoder(captions)
+        return self.diffusion.loss(self.network, x0, cond, eps=eps, t=t)
+
+    def clean_latents(self, batch: Batch, *, purpose: str) -> Tensor:
+        """x0 (B, C, H, W), from cached moments where the batch carries them, else from its pictures."""
+        if batch.moments is not None:
+            moments = batch.moments
+        elif batch.images is not None:
+            moments = self.codec.moments(batch.images)
+        else:
+            raise ValueError("the batch carries neither images nor moments")
+        if not self.sample_posterior:
+            return self.codec.latents(moments, noise=None)
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        noise = randomness.normal(shape, self.seed, purpose, batch.keys, batch.visits)
+        return self.codec.latents(moments, noise=noise.to(moments.device))
+
+    def validation_step(self, batch: Batch, batch_index: int) -> STEP_OUTPUT:
+        """The same pictures with the same noise and times each time: times stratified over the validation set."""
+        u = torch.full((len(batch),), 0.5)
+        t_quantiles = (torch.tensor(batch.slots) + u) / batch.num_slots
+        loss = self.losses(batch, batch.captions, t_quantiles, purpose="validation noise")
+        self.log("val/loss", loss.mean(), batch_size=len(batch), on_epoch=True, sync_dist=True)
+        return None
+
+    # --- around the step ----------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        factor = self.lr_schedule(self.images_seen, self.num_images)
+        set_learning_rate(self.trainer.optimizers, factor)
+        self.log("train/lr_factor", factor, batch_size=len(batch))
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What is trained, averaged and written into checkpoints."""
+        parts = {"network": self.network, "text_encoder": self.text_encoder}
+        return {name: part for name, part in parts.items() if any(p.requires_grad for p in part.parameters())}
+
+    def generation(self, num_steps: int | None = None) -> Generation:
+        """Prompts -> pictures with the weights that are in the module now."""
+        return Generation(
+            diffusion=self.diffusion,
+            network=self.network,
+            text_encoder=cast(TextEncoder, self.text_encoder),
+            codec=self.codec,
+            sampler=self.sampler,
+            grid=self.grid,
+            guidance=self.guidance,
+            num_steps=num_steps or self.num_steps,
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer(self.parts())
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["images_seen"] = self.images_seen
+        checkpoint["codec_hash"] = self.codec.content_hash
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: x for name, x in weights.items() if not name.startswith("codec.")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        made_with = checkpoint["codec_hash"]
+        if made_with != self.codec.content_hash:
+            raise ValueError(
+                f"this denoiser was trained on the latents of autoencoder {made_with[:12]}, but the codec now is "
+                f"{self.codec.content_hash[:12]}: give the one it was trained with by codec.path=..."
+            )
+        self.images_seen = checkpoint["images_seen"]
+        if isinstance(self.codec, nn.Module):
+            frozen = {f"codec.{name}": x for name, x in self.codec.state_dict().items()}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **frozen}

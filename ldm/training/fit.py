@@ -1,0 +1,65 @@
+"""From built parts to a finished run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich.progress import track
+
+from ldm.data.pipeline import BatchLoader
+from ldm.interfaces import Batch
+from ldm.training.autoencoder_module import AutoencoderModule
+from ldm.training.datamodule import ImageDataModule
+from ldm.training.ema import averaged_weights
+from ldm.training.run import RunFolder, finish_run
+from ldm.training.saving import interruptible
+
+MEASURED = 50_000  # pictures over which an autoencoder's latent statistics are measured, at most
+
+
+def fit(
+    trainer: Trainer,
+    module: LightningModule,
+    data: LightningDataModule,
+    folder: RunFolder,
+    *,
+    config: Mapping[str, Any],
+    checkpoint: Path | None,
+) -> float | None:
+    """Train to ``config["num_images"]`` or until stopped; returns the last ``val/loss``.
+
+    Args:
+        config: The resolved config, for the loggers.
+        checkpoint: To go on from; None begins anew.
+    """
+    for logger in trainer.loggers:
+        logger.log_hyperparams(dict(config))
+    with interruptible():
+        path = None if checkpoint is None else str(checkpoint)
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+    if int(module.images_seen) >= config["num_images"]:  # type: ignore[arg-type]
+        finish(trainer, module, data, folder)
+    value = trainer.callback_metrics.get("val/loss")
+    return None if value is None else float(value)
+
+
+def finish(trainer: Trainer, module: LightningModule, data: LightningDataModule, folder: RunFolder) -> None:
+    """What a training that reached its end leaves: an autoencoder's file, and the mark of a finished run."""
+    if isinstance(module, AutoencoderModule) and isinstance(data, ImageDataModule) and trainer.is_global_zero:
+        path = folder.path / "autoencoder.safetensors"
+        with averaged_weights(trainer, module) as weights:
+            contract = module.export(path, shown(data.train_in_order(stop=MEASURED)))
+        print(
+            f"wrote {path}: {weights}, latent statistics over {contract.num_images:,} pictures, "
+            f"content hash {contract.content_hash[:12]}"
+        )
+    finish_run(folder, images_seen=int(module.images_seen))  # type: ignore[arg-type]
+    if trainer.is_global_zero:
+        print(f"finished: {folder.path}")
+
+
+def shown(batches: BatchLoader) -> Iterator[Batch]:
+    return iter(track(batches, description="measuring latents", transient=True))

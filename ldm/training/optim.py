@@ -1,0 +1,211 @@
+"""Optimizers and learning-rate schedules.
+
+An optimizer in a config is a recipe: called with the modules to train it returns a ``torch.optim.Optimizer``. Weight
+decay is for matrices and convolution kernels only; norms, biases and embeddings have none. A learning-rate schedule is
+a pure function of the images seen, so it cannot drift from the data on a restart or under gradient accumulation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ldm.training.muon import Muon
+
+
+class OptimizerRecipe(Protocol):
+    def __call__(self, parts: Mapping[str, nn.Module]) -> Optimizer: ...
+
+
+class LearningRateSchedule(Protocol):
+    def __call__(self, images_seen: int, num_images: int) -> float:
+        """The factor on the base learning rate after ``images_seen`` of ``num_images`` pictures."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW (1711.05101), fused.
+
+    Args:
+        lr: Base learning rate.
+        weight_decay: Decoupled decay of matrices and kernels.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __call__(self, parts: Mapping[str, nn.Module]) -> Optimizer:
+        matrices, others = split_parameters(parts)
+        embeddings_and_norms = [p for p in others if p.ndim < 4]
+        kernels = [p for p in others if p.ndim >= 4]
+        return torch.optim.AdamW(
+            groups(matrices + kernels, self.weight_decay) + groups(embeddings_and_norms, 0.0),
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            fused=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonAdamW:
+    """Muon for the matrices of linear layers, AdamW for everything else.
+
+    Muon's update is scaled to AdamW's root mean square, so one learning rate is meant for both; ``adamw_lr`` sets it
+    apart where that helps.
+
+    Args:
+        lr: Learning rate of the matrices.
+        adamw_lr: Learning rate of the rest; ``lr`` when None.
+        weight_decay: Decoupled decay of matrices and kernels.
+        momentum: Of Muon, Nesterov's.
+        beta1: AdamW's decay of the first moment.
+        beta2: AdamW's decay of the second moment.
+    """
+
+    lr: float
+    adamw_lr: float | None = None
+    weight_decay: float = 0.0
+    momentum: float = 0.95
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    def __call__(self, parts: Mapping[str, nn.Module]) -> Optimizer:
+        matrices, others = split_parameters(parts)
+        adamw_lr = self.lr if self.adamw_lr is None else self.adamw_lr
+        optimizers: list[Optimizer] = []
+        if matrices:
+            optimizers.append(
+                Muon(matrices, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum)
+            )
+        if others:
+            decayed, plain = [p for p in others if p.ndim >= 4], [p for p in others if p.ndim < 4]
+            optimizers.append(
+                torch.optim.AdamW(
+                    groups(decayed, self.weight_decay) + groups(plain, 0.0),
+                    lr=adamw_lr,
+                    betas=(self.beta1, self.beta2),
+                    fused=True,
+                )
+            )
+        return Joined(optimizers)
+
+
+class Joined(Optimizer):
+    """Several optimizers that act as one, each on its own parameters."""
+
+    def __init__(self, optimizers: list[Optimizer]) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for part in optimizers for group in part.param_groups], defaults={})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """The very dictionaries of the parts, so that a change of the learning rate reaches them."""
+        self.param_groups = [group for part in self.optimizers for group in part.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.optimizers:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        states = state_dict["parts"]
+        if len(states) != len(self.optimizers):
+            raise ValueError(
+                f"the state of {len(states)} optimizers cannot be loaded into {len(self.optimizers)}"
+            )
+        for part, state in zip(self.optimizers, states, strict=True):
+            part.load_state_dict(state)
+        self._share_groups()
+
+
+def split_parameters(parts: Mapping[str, nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(weights of linear layers, everything else), each once, only what requires a gradient."""
+    modules = [module for part in parts.values() for module in part.modules()]
+    linear = {id(m.weight) for m in modules if isinstance(m, nn.Linear)}
+    trained = {id(p): p for part in parts.values() for p in part.parameters() if p.requires_grad}
+    matrices = [p for key, p in trained.items() if key in linear]
+    return matrices, [p for key, p in trained.items() if key not in linear]
+
+
+def groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    return [{"params": parameters, "weight_decay": weight_decay}] if parameters else []
+
+
+def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
+    """Each group's learning rate becomes ``factor`` times the one it was made with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def warmup_factor(images_seen: int, warmup_images: int) -> float:
+    """Rises from near 0 to 1 over the first ``warmup_images`` pictures, then stays."""
+    return min(1.0, (images_seen + 1) / warmup_images) if warmup_images > 0 else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantRate:
+    """Warm-up, then constant."""
+
+    warmup_images: int = 0
+
+    def __call__(self, images_seen: int, num_images: int) -> float:
+        return warmup_factor(images_seen, self.warmup_images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineRate:
+    """Warm-up times half a cosine from 1 to ``final`` (1608.03983, without restarts)."""
+
+    warmup_images: int = 0
+    final: float = 0.0
+
+    def __call__(self, images_seen: int, num_images: int) -> float:
+        progress = min(1.0, images_seen / max(1, num_images))
+        cosine = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+        return warmup_factor(images_seen, self.warmup_images) * cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay:
+    """Warm-up, constant, then linear decay to ``final`` over the last ``decay`` of training (2405.18392).
+
+    Args:
+        warmup_images: Pictures until the full rate.
+        decay: Share of training that decays, in (0, 1].
+        final: Factor at the end.
+    """
+
+    warmup_images: int = 0
+    decay: float = 0.2
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.decay <= 1.0:
+            raise ValueError(f"decay={self.decay} must lie in (0, 1]: it is a share of training")
+
+    def __call__(self, images_seen: int, num_images: int) -> float:
+        left = max(0.0, 1.0 - images_seen / max(1, num_images))
+        linear = self.final + (1 - self.final) * min(1.0, left / self.decay)
+        return warmup_factor(images_seen, self.warmup_images) * linear

@@ -1,0 +1,151 @@
+"""Whole trainings, small: what a run leaves behind, and that stopping changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm.codecs.kl import KLCodec
+from ldm.commands.launch import launch
+from ldm.commands.load import load_run
+from ldm.commands.shapes import shapes
+from ldm.training.checkpoint import foreign_entries
+
+VAE = [
+    "experiment=shapes_vae",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    "network.channels=[16,16]",
+    "network.encoder_channels=[16,16]",
+    "data.batch_size=4",
+    "num_images=24",
+    "callbacks.validate.num_images=8",
+    "callbacks.checkpoints.every_num_images=8",
+]
+DIT = [
+    "experiment=shapes_dit",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    "network.depth=1",
+    "network.width=64",
+    "network.num_heads=1",
+    "text_encoder.num_buckets=64",
+    "data.batch_size=4",
+    "num_images=24",
+    "task.num_steps=2",
+    "callbacks.validate.num_images=8",
+    "callbacks.checkpoints.every_num_images=8",
+    "callbacks.samples.every_num_images=12",
+    "callbacks.samples.prompts=[a red circle,two blue rings]",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with pictures and two finished runs: an autoencoder and a denoiser on its latents."""
+    folder = tmp_path_factory.mktemp("trainings")
+    shapes(
+        out=str(folder / "data/shapes"), num_train=20, num_val=6, seed=0, samples_per_shard=8, num_workers=1
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        launch([*VAE, "run_id=whole"])
+        launch([*DIT, "run_id=whole"])
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+def checkpoint(run: str) -> dict:
+    return torch.load(Path("runs", run, "checkpoints/last.ckpt"), weights_only=True)
+
+
+def test_a_run_folder_holds_what_the_readme_says(here: Path) -> None:
+    vae, dit = here / "runs/shapes_vae/last", here / "runs/shapes_dit/last"
+    for run in (vae, dit):
+        for name in (
+            "config.yaml", "resolved.yaml",
+            "command.txt",
+            "git.json",
+            "versions.json",
+            "metrics.csv",
+            "finished.json",
+        ):
+            assert (run / name).is_file(), name
+        assert list((run / "plots").glob("*.png"))
+    assert list((vae / "reconstructions").glob("*.png"))
+    grids = sorted((dit / "samples").glob("*.png"))
+    assert len(grids) == 2
+    assert Image.open(grids[-1]).size[0] > 2 * 64
+
+
+def test_metrics_have_the_names_that_were_promised(here: Path) -> None:
+    vae = (here / "runs/shapes_vae/last/metrics.csv").read_text().splitlines()[0].split(",")
+    dit = (here / "runs/shapes_dit/last/metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/squared_error", "train/kl", "val/loss", "val/psnr"} <= set(vae)
+    assert {"step", "train/loss", "train/lr_factor", "val/loss"} <= set(dit)
+
+
+def test_checkpoints_hold_plain_data_and_no_frozen_codec(here: Path) -> None:
+    saved = checkpoint("shapes_dit/last")
+    assert list(foreign_entries(saved)) == []
+    assert saved["images_seen"] == 24
+    assert not [name for name in saved["state_dict"] if name.startswith("codec.")]
+
+
+@pytest.mark.parametrize(("recipe", "name"), [(VAE, "shapes_vae"), (DIT, "shapes_dit")])
+def test_stop_and_resume_equals_uninterrupted(here: Path, recipe: list[str], name: str) -> None:
+    launch([*recipe, f"run_id=parts-{name}", "trainer.max_steps=3"])  # leaves in the middle, unfinished
+    run = here / f"runs/{name}/parts-{name}"
+    assert checkpoint(f"{name}/parts-{name}")["images_seen"] == 12
+    assert not (run / "finished.json").exists()
+    launch([f"resume={run}", "trainer.max_steps=-1"])
+    whole, parts = checkpoint(f"{name}/whole"), checkpoint(f"{name}/parts-{name}")
+    assert parts["images_seen"] == 24 and (run / "finished.json").is_file()
+    torch.testing.assert_close(parts["state_dict"], whole["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(parts["ema"], whole["ema"], rtol=0, atol=0)
+    torch.testing.assert_close(parts["optimizer_states"], whole["optimizer_states"], rtol=0, atol=0)
+
+
+def test_a_used_run_folder_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        launch([*VAE, "run_id=whole"])
+    assert "resume=runs/shapes_vae/whole" in capsys.readouterr().err
+
+
+def test_a_denoiser_refuses_latents_of_another_autoencoder(here: Path) -> None:
+    launch([*VAE, "run_id=other", "seed=1", "name=other_vae"])
+    other = "runs/other_vae/last/autoencoder.safetensors"
+    launch([*DIT, "run_id=mixed", "name=mixed", "trainer.max_steps=2"])
+    with pytest.raises(SystemExit):
+        launch(["resume=runs/mixed/mixed", f"codec.path={other}", "trainer.max_steps=-1"])
+
+
+def test_what_was_trained_can_be_loaded_and_sampled(here: Path) -> None:
+    loaded = load_run("shapes_dit")
+    assert loaded.weights == "ema" and loaded.images_seen == 24
+    pictures = loaded.module.generation().images(["a red circle"], [0], latent_size=(8, 8), batch_size=2)
+    assert pictures.shape == (1, 3, 64, 64)
+    codec = KLCodec(path="runs/shapes_vae/last/autoencoder.safetensors")
+    assert codec.contract.num_images == 20
+
+
+def test_the_autoencoders_file_normalises_its_latents(here: Path) -> None:
+    """Posterior samples over the training set have zero mean and unit variance per channel, by the averaged weights."""
+    from ldm.data.pipeline import ShardDataset, in_order
+
+    codec = KLCodec(path="runs/shapes_vae/last/autoencoder.safetensors")
+    pictures = in_order(ShardDataset(shards="data/shapes/train", image_size=64), batch_size=8)
+    images = torch.cat([batch.images for batch in pictures])
+    moments = codec.moments(images)
+    torch.manual_seed(0)
+    samples = torch.cat([codec.latents(moments, noise=torch.randn(20, 4, 8, 8)) for _ in range(50)])
+    torch.testing.assert_close(samples.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=0.02)
+    torch.testing.assert_close(samples.std((0, 2, 3)), torch.ones(4), rtol=0, atol=0.02)

@@ -1,0 +1,74 @@
+"""Every config file is a test case, found by listing the folder."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from ldm.commands.compose import CONFIGS, compose
+from ldm.commands.launch import TRAINING, launch
+from ldm.commands.main import verbs
+from ldm.commands.schema import check
+from ldm.commands.shapes import shapes
+
+FILES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
+CHOICES = [name for name in FILES if "/" in name]
+EXPERIMENTS = [name.removeprefix("experiment/") for name in FILES if name.startswith("experiment/")]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_of_a_group_composes_and_passes_the_schema(choice: str) -> None:
+    group, _, name = choice.rpartition("/")
+    # Only an autoencoder's training does without the parts that a ``none`` leaves out.
+    task = ["task=autoencoder"] if name == "none" and group != "debug" else []
+    config = compose("train", [*task, f"{group}={name}", "run_id=x"]).config
+    check(config, record=TRAINING["record"], complete=False)
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_command_composes_and_passes_the_schema(verb: str) -> None:
+    check(compose(verb, []).config, complete=False)
+
+
+def test_every_file_at_the_top_is_a_command() -> None:
+    assert {name for name in FILES if "/" not in name} == {*verbs(), "train"}
+
+
+def test_every_experiment_is_complete_but_for_the_paths_of_data() -> None:
+    for name in EXPERIMENTS:
+        config = compose("train", [f"experiment={name}", "run_id=x", "data.train_shards=x"]).config
+        check(config, record=TRAINING["record"])
+        assert config.name == name, "a run is found by the name of its experiment"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a few captioned pictures."""
+    folder = tmp_path_factory.mktemp("experiments")
+    shapes(
+        out=str(folder / "data/shapes"), num_train=16, num_val=8, seed=0, samples_per_shard=8, num_workers=1
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_takes_two_steps(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    take_two_steps(name)
+    folder = place / "runs" / name / "last"
+    assert (folder / "finished.json").is_file()
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert len((folder / "metrics.csv").read_text().splitlines()) > 2
+
+
+@cache
+def take_two_steps(name: str) -> None:
+    """In the working directory; the autoencoder that an experiment builds on is trained first."""
+    data = ["data.train_shards=data/shapes/train", "data.val_shards=data/shapes/val"]
+    overrides = [f"experiment={name}", "debug=fast", "trainer=cpu", *data, f"name={name}"]
+    config = compose("train", overrides).config
+    if config.get("codec") and "path" in config.codec:
+        take_two_steps(Path(config.codec.path).relative_to("runs").parts[0])
+    launch(overrides)

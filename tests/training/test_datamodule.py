@@ -1,0 +1,207 @@
+"""The data side under a real Trainer: right samples, right start, latents made once and for their codec only."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.data.pipeline import GlobalBatches
+from ldm.data.shards import ShardWriter
+from ldm.interfaces import Batch
+from ldm.training.datamodule import ImageDataModule, LatentDataModule
+
+NUM_TRAIN, NUM_VAL = 21, 7
+
+
+class Codec(nn.Module):
+    """Moments are the pictures, twice."""
+
+    channels, downsample = 3, 1
+
+    def __init__(self, content_hash: str) -> None:
+        super().__init__()
+        self.content_hash = content_hash
+        self.num_encoded = 0
+
+    def moments(self, images: Tensor) -> Tensor:
+        self.num_encoded += len(images)
+        return torch.cat([images, images], dim=1)
+
+
+class Recorder(L.LightningModule):
+    """Trains nothing; remembers what it was given."""
+
+    def __init__(self, codec: Codec | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.codec = codec
+        self.images_seen = 0
+        self.train_batches: list[Batch] = []
+        self.val_batches: list[Batch] = []
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        self.train_batches.append(batch)
+        self.images_seen += batch.num_slots
+        return self.weight * 0
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.val_batches.append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["images_seen"] = self.images_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.images_seen = checkpoint["images_seen"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    for split, num in (("train", NUM_TRAIN), ("val", NUM_VAL)):
+        with ShardWriter(folder / split, samples_per_shard=10) as writer:
+            for i in range(num):
+                out = io.BytesIO()
+                Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(out, "PNG")
+                writer.write(
+                    out.getvalue(), "png", f"{split} {i}", {"captions": [f"{split} {i}", f"{i} of {split}"]}
+                )
+    return folder
+
+
+def fit(
+    module: Recorder, data: L.LightningDataModule, folder: Path, *, steps: int, ckpt_path: Path | None = None
+) -> L.Trainer:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice on logging and GPUs
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def images(shards: Path, **options: Any) -> ImageDataModule:
+    usual = {
+        "train_shards": str(shards / "train"),
+        "val_shards": str(shards / "val"),
+        "image_size": 4,
+        "batch_size": 6,
+    }
+    return ImageDataModule(**(usual | options))
+
+
+def latents(shards: Path, folder: Path, **options: Any) -> LatentDataModule:
+    usual = {
+        "train_shards": str(shards / "train"),
+        "val_shards": str(shards / "val"),
+        "image_size": 4,
+        "batch_size": 6,
+    }
+    return LatentDataModule(folder=str(folder), **(usual | options))
+
+
+def taken(batches: list[Batch]) -> list[tuple[list[str], list[int], list[str], range, int]]:
+    return [(b.keys, b.visits, b.captions, b.slots, b.num_slots) for b in batches]
+
+
+@pytest.mark.parametrize("kind", ["images", "latents"])
+def test_num_pictures_trains_on_the_first_so_many(shards: Path, tmp_path: Path, kind: str) -> None:
+    module = Recorder(Codec("abc"))
+    make = images if kind == "images" else partial(latents, folder=tmp_path / "latents")
+    fit(module, make(shards, num_pictures=6), tmp_path, steps=3)
+    assert {frozenset(batch.keys) for batch in module.train_batches} == {
+        frozenset(f"00000/00000000{i}" for i in range(6))
+    }
+    with pytest.raises(ValueError, match="num_pictures=0 must be at least 1"):
+        fit(Recorder(Codec("abc")), make(shards, num_pictures=0), tmp_path, steps=1)
+
+
+def test_training_walks_the_global_order_and_validation_is_complete(shards: Path, tmp_path: Path) -> None:
+    module = Recorder()
+    fit(module, images(shards, seed=3), tmp_path, steps=5)
+    order = iter(GlobalBatches(num_samples=NUM_TRAIN, global_batch=6, seed=3))
+    for batch in module.train_batches[:5]:
+        requests = next(order)
+        assert [int(key[-1]) + 10 * int(key[4]) for key in batch.keys] == [index for index, _ in requests]
+        assert batch.visits == [visit for _, visit in requests]
+        assert batch.images is not None and batch.images.shape == (6, 3, 4, 4)
+        assert (batch.slots, batch.num_slots) == (range(6), 6)
+    one_pass = [key for batch in module.val_batches[:2] for key in batch.keys]
+    assert one_pass == [f"00000/00000000{i}" for i in range(NUM_VAL)]
+    assert len(module.val_batches) == 4  # two passes of two batches
+    assert taken(module.val_batches[:2]) == taken(module.val_batches[2:])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_restart_takes_the_samples_that_come_next(shards: Path, tmp_path: Path, cached: bool) -> None:
+    def data() -> L.LightningDataModule:
+        return latents(shards, tmp_path / "latents") if cached else images(shards)
+
+    whole, first, second = (Recorder(Codec("ab" * 32)) for _ in range(3))
+    fit(whole, data(), tmp_path, steps=7)
+    fit(first, data(), tmp_path, steps=3).save_checkpoint(tmp_path / "a.ckpt")
+    fit(second, data(), tmp_path, steps=7, ckpt_path=tmp_path / "a.ckpt")
+    assert taken(first.train_batches + second.train_batches) == taken(whole.train_batches)
+
+
+def test_latents_and_pictures_give_the_same_batches(shards: Path, tmp_path: Path) -> None:
+    a, b = Recorder(Codec("ab" * 32)), Recorder()
+    fit(a, latents(shards, tmp_path / "latents", caption_field="captions"), tmp_path, steps=5)
+    fit(b, images(shards, caption_field="captions"), tmp_path, steps=5)
+    assert taken(a.train_batches) == taken(b.train_batches)
+    assert taken(a.val_batches) == taken(b.val_batches)
+    for x, y in zip(a.train_batches, b.train_batches, strict=True):
+        assert x.moments is not None and y.images is not None
+        torch.testing.assert_close(x.moments[:, :3], y.images, atol=1e-3, rtol=1e-3)
+
+
+def test_latents_are_made_once_for_each_codec(shards: Path, tmp_path: Path) -> None:
+    for content_hash, encoded in (("ab" * 32, 28), ("ab" * 32, 0), ("cd" * 32, 28), ("ab" * 32, 0), ("", 28)):
+        module = Recorder(Codec(content_hash))
+        fit(module, latents(shards, tmp_path / "latents"), tmp_path, steps=1)
+        assert module.codec is not None and module.codec.num_encoded == encoded
+    assert {path.name for path in (tmp_path / "latents").iterdir()} == {"ab" * 6, "cd" * 6, "identity"}
+
+
+def test_validation_may_be_left_out(shards: Path, tmp_path: Path) -> None:
+    for data in (images(shards, val_shards=None), latents(shards, tmp_path / "latents", val_shards=None)):
+        module = Recorder(Codec("ab" * 32))
+        fit(module, data, tmp_path, steps=3)
+        assert len(module.train_batches) == 3 and not module.val_batches
+
+
+def test_a_wrong_path_shows_before_anything_is_trained(shards: Path, tmp_path: Path) -> None:
+    module = Recorder()
+    with pytest.raises(FileNotFoundError, match="no shard"):
+        fit(module, images(shards, val_shards=str(shards / "vaal.tar")), tmp_path, steps=1)
+    assert not module.train_batches
+
+
+def test_the_training_set_can_be_walked_in_order_without_a_trainer(shards: Path) -> None:
+    data = images(shards, flip=True, crop="random")
+    keys = [key for batch in data.train_in_order() for key in batch.keys]
+    assert keys == sorted(keys) and len(keys) == NUM_TRAIN
+    assert sum(len(batch) for batch in data.train_in_order(stop=8)) == 8
+    assert next(iter(data.train_dataloader())).num_slots == 6

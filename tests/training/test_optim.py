@@ -1,0 +1,111 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.training.optim import (
+    AdamW,
+    ConstantRate,
+    CosineRate,
+    MuonAdamW,
+    WarmupStableDecay,
+    set_learning_rate,
+    split_parameters,
+)
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.conv = nn.Linear(4, 8), nn.Conv2d(3, 4, 3)
+        self.norm, self.table = nn.LayerNorm(8), nn.Embedding(5, 4)
+
+
+def decayed_by(optimizer):
+    return {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("recipe", [AdamW(lr=1e-3, weight_decay=0.1), MuonAdamW(lr=1e-3, weight_decay=0.1)])
+def test_only_matrices_and_kernels_decay_and_nothing_is_left_out(recipe):
+    parts = Parts()
+    decay = decayed_by(recipe({"parts": parts}))
+    assert set(decay) == {id(p) for p in parts.parameters()}
+    kept = {id(parts.linear.weight), id(parts.conv.weight)}
+    assert {key for key, value in decay.items() if value > 0} == kept
+
+
+def test_frozen_and_shared_parameters():
+    parts = Parts()
+    parts.norm.requires_grad_(False)
+    matrices, others = split_parameters({"a": parts, "again": parts})
+    assert [p is parts.linear.weight for p in matrices] == [True]
+    assert len(others) == len(list(parts.parameters())) - 1 - 2
+
+
+def test_muon_moves_a_matrix_along_its_orthogonal_factor():
+    """The first step of Muon goes along -U V^T of the gradient, up to Newton-Schulz's tolerance on the spectrum."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 8, bias=False)
+    before, gradient = layer.weight.detach().clone(), torch.randn(8, 16)
+    layer.weight.grad = gradient.clone()
+    MuonAdamW(lr=1.0, weight_decay=0.0)({"layer": layer}).step()
+    update = before - layer.weight.detach()
+    left, singular, right = torch.linalg.svd(update / (0.2 * 16**0.5), full_matrices=False)
+    assert singular.min() > 0.5 and singular.max() < 1.5
+    u, _, vt = torch.linalg.svd(gradient, full_matrices=False)
+    assert torch.trace((left @ right).T @ (u @ vt)) / 8 > 0.98
+
+
+@pytest.mark.parametrize("recipe", [AdamW(lr=0.05), MuonAdamW(lr=0.05)])
+def test_state_round_trip_continues_identically(recipe):
+    def train(parts, optimizer, steps):
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(step)
+            optimizer.zero_grad()
+            parts.linear(torch.randn(6, 4, generator=generator)).square().sum().backward()
+            set_learning_rate([optimizer], 1.0 / (step + 1))
+            optimizer.step()
+
+    torch.manual_seed(0)
+    parts = Parts()
+    optimizer = recipe({"parts": parts})
+    train(parts, optimizer, 3)
+    twin = Parts()
+    twin.load_state_dict(parts.state_dict())
+    twin_optimizer = recipe({"parts": twin})
+    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch would share the tensors
+    train(parts, optimizer, 3)
+    train(twin, twin_optimizer, 3)
+    assert all(torch.equal(p, q) for p, q in zip(parts.parameters(), twin.parameters(), strict=True))
+
+
+def test_learning_rate_reaches_every_part():
+    optimizer = MuonAdamW(lr=0.1, adamw_lr=0.01)({"parts": Parts()})
+    set_learning_rate([optimizer], 0.5)
+    set_learning_rate([optimizer], 0.5)  # relative to the base rate, not to the last one
+    assert {group["lr"] for group in optimizer.param_groups} == {0.05, 0.005}
+    assert {g["lr"] for part in optimizer.optimizers for g in part.param_groups} == {0.05, 0.005}
+
+
+@pytest.mark.parametrize(
+    "schedule, at_middle, at_end",
+    [
+        (ConstantRate(warmup_images=100), 1.0, 1.0),
+        (CosineRate(warmup_images=100, final=0.1), 0.55, 0.1),
+        (WarmupStableDecay(warmup_images=100, decay=0.25), 1.0, 0.0),
+    ],
+)
+def test_schedules_warm_up_then_follow_their_shape(schedule, at_middle, at_end):
+    values = [schedule(images, 10_000) for images in range(0, 10_001, 50)]
+    assert values[0] <= 0.02 and schedule(49, 10_000) == pytest.approx(0.5, abs=0.01)
+    assert schedule(5_000, 10_000) == pytest.approx(at_middle)
+    assert schedule(10_000, 10_000) == pytest.approx(at_end) == schedule(20_000, 10_000)
+    after_warmup = values[2:]
+    assert all(a >= b for a, b in itertools.pairwise(after_warmup))
+
+
+def test_a_decay_that_is_no_share_is_refused():
+    with pytest.raises(ValueError, match=r"decay=0\.0 must lie in"):
+        WarmupStableDecay(decay=0.0)
