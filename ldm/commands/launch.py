@@ -70,7 +70,9 @@ def checked(overrides: Sequence[str]) -> DictConfig:
             )
     run = find_run(where, runs=given.get("paths.runs", "runs"))
     rest = [item for item in overrides if not item.startswith("resume=")]
-    config = compose.load("config", rest, folder=run, **TRAINING)  # with its references: one change reaches all users
+    config = compose.load(
+        "config", rest, folder=run, **TRAINING
+    )  # with its references: one change reaches all users
     config.resume = str(run)
     return config
 

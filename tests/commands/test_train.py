@@ -71,7 +71,8 @@ def test_a_run_folder_holds_what_the_readme_says(here: Path) -> None:
     vae, dit = here / "runs/shapes_vae/last", here / "runs/shapes_dit/last"
     for run in (vae, dit):
         for name in (
-            "config.yaml", "resolved.yaml",
+            "config.yaml",
+            "resolved.yaml",
             "command.txt",
             "git.json",
             "versions.json",
