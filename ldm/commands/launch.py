@@ -70,9 +70,8 @@ def checked(overrides: Sequence[str]) -> DictConfig:
             )
     run = find_run(where, runs=given.get("paths.runs", "runs"))
     rest = [item for item in overrides if not item.startswith("resume=")]
-    config = compose.load(
-        "config", rest, folder=run, **TRAINING
-    )  # with its references: one change reaches all users
+    # config.yaml has its references, so one changed value reaches all that refer to it
+    config = compose.load("config", rest, folder=run, **TRAINING)
     config.resume = str(run)
     return config
 
