@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
@@ -17,10 +15,11 @@ from ldm.codecs.kl import write_autoencoder
 from ldm.interfaces import Batch
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.training.autoencoder_loss import AutoencoderTerm
-from ldm.training.optim import LearningRateSchedule, OptimizerRecipe, set_learning_rate
+from ldm.training.module import TrainingModule
+from ldm.training.optim import LearningRateSchedule, OptimizerRecipe
 
 
-class AutoencoderModule(L.LightningModule):
+class AutoencoderModule(TrainingModule):
     """Trains an autoencoder on pictures.
 
     Args:
@@ -42,69 +41,53 @@ class AutoencoderModule(L.LightningModule):
         num_images: int,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer=optimizer, lr_schedule=lr_schedule, num_images=num_images, seed=seed)
         if not terms:
             raise ValueError("terms is empty: an autoencoder needs at least a reconstruction term")
         self.autoencoder = autoencoder
         self.terms = dict(terms)
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
-        self.num_images = num_images
-        self.seed = seed
-        self.images_seen = 0  # over all processes; drives data order, learning rate and every interval
 
     # --- the step -----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        moments = self.autoencoder.encode(images_of(batch))  # (B, 2C, H, W)
+        images = images_of(batch)
+        moments = self.autoencoder.encode(images)  # (B, 2C, H, W)
         mean, log_var = moments.chunk(2, dim=1)
         noise = randomness.normal(mean.shape[1:], self.seed, "posterior", batch.keys, batch.visits).to(mean)
         reconstructions = self.autoencoder.decode(mean + torch.exp(0.5 * log_var) * noise)
-        values = {name: term(images_of(batch), reconstructions, moments) for name, term in self.terms.items()}
-        loss = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
-        self.log("train/loss", loss, batch_size=len(batch))
-        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=len(batch))
-        self.images_seen += batch.num_slots
-        return loss
+        losses = self.losses(images, reconstructions, moments)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch))
+        self.count(batch)
+        return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> STEP_OUTPUT:
         images = images_of(batch)
         moments = self.autoencoder.encode(images)
-        reconstructions = self.reconstruct(images)
+        reconstructions = self.decode_means(moments)
+        metrics = self.losses(images, reconstructions, moments) | {
+            "psnr": psnr(images, reconstructions).mean()
+        }
+        values = {f"val/{name}": value for name, value in metrics.items()}
+        self.log_dict(values, batch_size=len(batch), on_epoch=True, sync_dist=True)
+        return None
+
+    def losses(self, images: Tensor, reconstructions: Tensor, moments: Tensor) -> dict[str, Tensor]:
+        """``loss``, the weighted sum of the terms, and each term by its name, not weighted."""
         values = {name: term(images, reconstructions, moments) for name, term in self.terms.items()}
         loss = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
-        metrics = {f"val/{name}": value for name, value in values.items()}
-        metrics |= {"val/loss": loss, "val/psnr": psnr(images, reconstructions).mean()}
-        self.log_dict(metrics, batch_size=len(batch), on_epoch=True, sync_dist=True)
-        return None
+        return {"loss": loss, **values}
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """images (B, 3, fH, fW) in [-1, 1] -> the same through the posterior's mean, clipped to [-1, 1]."""
-        mean, _ = self.autoencoder.encode(images).chunk(2, dim=1)
+        return self.decode_means(self.autoencoder.encode(images))
+
+    def decode_means(self, moments: Tensor) -> Tensor:
+        """moments (B, 2C, H, W) -> images (B, 3, fH, fW) of the posterior's means, clipped to [-1, 1]."""
+        mean, _ = moments.chunk(2, dim=1)
         return self.autoencoder.decode(mean).clamp(-1.0, 1.0)
 
-    # --- around the step ----------------------------------------------------------------------------------------
-
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        factor = self.lr_schedule(self.images_seen, self.num_images)
-        set_learning_rate(self.trainer.optimizers, factor)
-        self.log("train/lr_factor", factor, batch_size=len(batch))
-
     def parts(self) -> dict[str, nn.Module]:
-        """What is trained, averaged and written into checkpoints."""
         return {"autoencoder": self.autoencoder}
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.parts())
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["images_seen"] = self.images_seen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.images_seen = checkpoint["images_seen"]
 
     # --- what training leaves behind ----------------------------------------------------------------------------
 

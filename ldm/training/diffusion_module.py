@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
@@ -17,10 +16,11 @@ from ldm.diffusion.diffusion import Diffusion
 from ldm.interfaces import Batch, Guidance, LatentCodec, Sampler, TextEncoder
 from ldm.sampling.generate import Generation
 from ldm.sampling.grids import Grid
-from ldm.training.optim import LearningRateSchedule, OptimizerRecipe, set_learning_rate
+from ldm.training.module import TrainingModule
+from ldm.training.optim import LearningRateSchedule, OptimizerRecipe
 
 
-class DiffusionModule(L.LightningModule):
+class DiffusionModule(TrainingModule):
     """Trains ``network`` and, where it has parameters to train, ``text_encoder`` on normalised latents.
 
     Every random choice for a picture is tied to (seed, its key, its visit): see ``ldm/randomness.py``.
@@ -62,7 +62,7 @@ class DiffusionModule(L.LightningModule):
         sample_posterior: bool = True,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer=optimizer, lr_schedule=lr_schedule, num_images=num_images, seed=seed)
         if not 0.0 <= caption_dropout <= 1.0:
             raise ValueError(f"caption_dropout={caption_dropout} must lie in [0, 1]")
         if image_size % codec.downsample:
@@ -73,15 +73,10 @@ class DiffusionModule(L.LightningModule):
         self.network = network
         self.text_encoder = text_encoder
         self.codec = codec
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
         self.sampler, self.grid, self.guidance, self.num_steps = sampler, grid, guidance, num_steps
-        self.num_images = num_images
         self.latent_size = (image_size // codec.downsample,) * 2  # (H, W)
         self.caption_dropout = caption_dropout
         self.sample_posterior = sample_posterior
-        self.seed = seed
-        self.images_seen = 0  # over all processes; drives data order, learning rate and every interval
 
     # --- the step -----------------------------------------------------------------------------------------------
 
@@ -95,7 +90,7 @@ class DiffusionModule(L.LightningModule):
         u = randomness.uniform(self.seed, "time", batch.keys, batch.visits)
         loss = self.losses(batch, captions, u, purpose="noise").mean()
         self.log("train/loss", loss, batch_size=len(batch))
-        self.images_seen += batch.num_slots
+        self.count(batch)
         return loss
 
     def losses(self, batch: Batch, captions: list[str], u: Tensor, *, purpose: str) -> Tensor:
@@ -130,13 +125,7 @@ class DiffusionModule(L.LightningModule):
 
     # --- around the step ----------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        factor = self.lr_schedule(self.images_seen, self.num_images)
-        set_learning_rate(self.trainer.optimizers, factor)
-        self.log("train/lr_factor", factor, batch_size=len(batch))
-
     def parts(self) -> dict[str, nn.Module]:
-        """What is trained, averaged and written into checkpoints."""
         parts = {"network": self.network, "text_encoder": self.text_encoder}
         return {name: part for name, part in parts.items() if any(p.requires_grad for p in part.parameters())}
 
@@ -153,16 +142,10 @@ class DiffusionModule(L.LightningModule):
             num_steps=num_steps or self.num_steps,
         )
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.parts())
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
-
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["images_seen"] = self.images_seen
+        super().on_save_checkpoint(checkpoint)
         checkpoint["codec_hash"] = self.codec.content_hash
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: x for name, x in weights.items() if not name.startswith("codec.")}
@@ -174,7 +157,7 @@ class DiffusionModule(L.LightningModule):
                 f"this denoiser was trained on the latents of autoencoder {made_with[:12]}, but the codec now is "
                 f"{self.codec.content_hash[:12]}: give the one it was trained with by codec.path=..."
             )
-        self.images_seen = checkpoint["images_seen"]
+        super().on_load_checkpoint(checkpoint)
         if isinstance(self.codec, nn.Module):
             frozen = {f"codec.{name}": x for name, x in self.codec.state_dict().items()}
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **frozen}
