@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.training.checkpoint import newest_checkpoint
+from ldm.training.devices import check_devices
 from ldm.training.fit import fit
 from ldm.training.logging import quiet_lightning
 from ldm.training.run import RunFolder, choose_run_id, exported_run_id, start_run
@@ -26,6 +27,12 @@ def train(config: DictConfig) -> float | None:
     resumed = None if config.resume is None else RunFolder(Path(config.resume))
     config.run_id = resumed.id if resumed else choose_run_id(config.run_id)
     quiet_lightning()
+    check_devices(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.get("num_nodes", 1),
+        batch_size=config.data.batch_size,
+    )
     with exported_run_id(config.run_id):
         torch.manual_seed(
             config.seed

@@ -47,9 +47,9 @@ KINDS = ("single", "count", "relation")
 KIND_SHARES = (0.2, 0.4, 0.4)
 MARGIN = 3.0  # pixels kept free between things, and between things and the border
 
-_SINGLE_RADIUS = (9.0, 15.0)
-_COUNT_RADIUS = {2: (7.0, 9.5), 3: (7.0, 9.5), 4: (7.0, 8.5)}  # four of 9.5 would leave no choice of place
-_RELATION_RADIUS = (7.0, 11.0)
+_SINGLE_RADIUS = (10.0, 16.0)
+_COUNT_RADIUS = {2: (8.5, 11.5), 3: (8.0, 10.5), 4: (7.5, 9.5)}  # more things leave less room for each
+_RELATION_RADIUS = (9.0, 12.0)
 _MOST_SLANT = 0.6  # distance across a relation's axis, as a share of the distance along it
 _LAYOUTS_AT_ONCE = 256
 
@@ -90,16 +90,19 @@ class Scene:
         return _held_out(self.names, self.relation)
 
 
-def sample_scene(seed: int, key: str, *, held_out: bool) -> Scene:
+def sample_scene(
+    seed: int, key: str, *, held_out: bool, shares: tuple[float, float, float] = KIND_SHARES
+) -> Scene:
     """The scene of one sample.
 
     Args:
         seed: of the data set.
         key: of the sample, unique in the data set; the same (seed, key) is the same scene.
         held_out: False for a scene without any held-out pair, True for a scene with at least one.
+        shares: how often each of ``KINDS`` is drawn; they sum to 1.
     """
     rng = np.random.default_rng(address(seed, "scene", key))
-    kind = KINDS[rng.choice(len(KINDS), p=KIND_SHARES)]
+    kind = KINDS[rng.choice(len(KINDS), p=shares)]
     while True:  # a sixth of the draws or more fit, whatever is asked for
         names, relation = _contents(rng, kind)
         if _held_out(names, relation) == held_out:

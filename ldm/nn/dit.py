@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import AttentionKernel, CrossAttention, SelfAttention
-from ldm.nn.layers import FeedForward, TimeEmbedding, grid_positions, modulate
+from ldm.nn.layers import Activation, FeedForward, TimeEmbedding, grid_positions, modulate
 
 
 class DiTBlock(nn.Module):
@@ -27,6 +27,7 @@ class DiTBlock(nn.Module):
         mlp_ratio: float,
         qk_norm: bool,
         kernel: AttentionKernel | None,
+        activation: Activation | None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -36,7 +37,7 @@ class DiTBlock(nn.Module):
             width=width, context_width=context_width, num_heads=num_heads, qk_norm=qk_norm, kernel=kernel
         )
         self.norm3 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.feed_forward = FeedForward(width, ratio=mlp_ratio)
+        self.feed_forward = FeedForward(width, ratio=mlp_ratio, activation=activation)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor, context: Tensor, mask: Tensor) -> Tensor:
@@ -61,6 +62,7 @@ class DiT(nn.Module):
         mlp_ratio: Hidden width of the feed-forward, in widths.
         qk_norm: RMS-normalise queries and keys.
         attention: The attention kernel; ``SDPA`` when None.
+        activation: Of the feed-forward; ``GELU`` when None.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         qk_norm: bool = True,
         attention: AttentionKernel | None = None,
+        activation: Activation | None = None,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
@@ -92,6 +95,7 @@ class DiT(nn.Module):
                 mlp_ratio=mlp_ratio,
                 qk_norm=qk_norm,
                 kernel=attention,
+                activation=activation,
             )
             for _ in range(depth)
         )

@@ -21,12 +21,17 @@ class TrainingModule(L.LightningModule, ABC):
         lr_schedule: Factor on the learning rate as a function of the images seen.
         num_images: Pictures to train on: the length of training.
         seed: Of the task's random choices.
+
+    Raises:
+        ValueError: ``num_images`` is less than 1.
     """
 
     def __init__(
         self, *, optimizer: OptimizerRecipe, lr_schedule: LearningRateSchedule, num_images: int, seed: int
     ) -> None:
         super().__init__()
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images} must be at least 1")
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.num_images = num_images

@@ -47,6 +47,9 @@ class AdamW:
     beta2: float = 0.999
     eps: float = 1e-8
 
+    def __post_init__(self) -> None:
+        _check_rates(self.lr, self.weight_decay, self.beta1, self.beta2)
+
     def __call__(self, parts: Mapping[str, nn.Module]) -> Optimizer:
         matrices, others = split_parameters(parts)
         embeddings_and_norms = [p for p in others if p.ndim < 4]
@@ -83,6 +86,11 @@ class MuonAdamW:
     beta1: float = 0.9
     beta2: float = 0.99
 
+    def __post_init__(self) -> None:
+        rates = {"lr": self.lr, "adamw_lr": self.lr if self.adamw_lr is None else self.adamw_lr}
+        for name, rate in rates.items():
+            _check_rates(rate, self.weight_decay, self.momentum, self.beta1, self.beta2, name=name)
+
     def __call__(self, parts: Mapping[str, nn.Module]) -> Optimizer:
         matrices, others = split_parameters(parts)
         adamw_lr = self.lr if self.adamw_lr is None else self.adamw_lr
@@ -102,6 +110,13 @@ class MuonAdamW:
                 )
             )
         return Joined(optimizers)
+
+
+def _check_rates(lr: float, weight_decay: float, *decays: float, name: str = "lr") -> None:
+    if not lr > 0 or not weight_decay >= 0:
+        raise ValueError(f"an optimizer needs {name} > 0 and weight_decay >= 0, got {lr} and {weight_decay}")
+    if not all(0 <= decay < 1 for decay in decays):
+        raise ValueError(f"an optimizer's momentum and betas must lie in [0, 1), got {list(decays)}")
 
 
 class Joined(Optimizer):

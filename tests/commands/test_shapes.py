@@ -60,3 +60,30 @@ def test_other_arguments_are_not_mixed_into_the_same_folder(tmp_path):
     shapes(out=str(tmp_path), seed=0, **SMALL)
     with pytest.raises(FileExistsError, match="seed=0, not 1"):
         shapes(out=str(tmp_path), seed=1, **SMALL)
+
+
+def test_training_can_show_hard_kinds_more_often_and_validation_stays(tmp_path):
+    only_relations = {"single": 0.0, "count": 0.0, "relation": 1.0}
+    shapes(out=str(tmp_path / "a"), seed=0, train_shares=only_relations, **SMALL)
+    shapes(out=str(tmp_path / "b"), seed=0, **SMALL)
+
+    def kinds(split, name):
+        shards = sorted((tmp_path / name / split).glob("*.tar"))
+        files = [file for shard in shards for file in sorted(members(shard).items())]
+        return [json.loads(data)["kind"] for member, data in files if member.endswith(".json")]
+
+    assert set(kinds("train", "a")) == {"relation"} and set(kinds("train", "b")) > {"relation"}
+    assert kinds("val", "a") == kinds("val", "b")
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"single": 1.0},
+        {"single": 0.5, "count": 0.5, "relation": 0.5},
+        {"single": -1.0, "count": 1.0, "relation": 1.0},
+    ],
+)
+def test_shares_that_are_none_are_refused(tmp_path, shares):
+    with pytest.raises(ValueError, match="train_shares="):
+        shapes(out=str(tmp_path), seed=0, train_shares=shares, **SMALL)

@@ -49,3 +49,18 @@ def test_padding_has_no_influence(encoder):
 def test_a_length_without_room_is_refused():
     with pytest.raises(ValueError, match="length=1 leaves no room"):
         LearnedTextEncoder(width=16, length=1)
+
+
+def test_an_even_kernel_is_refused():
+    with pytest.raises(ValueError, match="kernel_size=4 must be odd"):
+        LearnedTextEncoder(width=16, kernel_size=4)
+
+
+def test_a_convolution_hears_the_words_around_and_no_others():
+    torch.manual_seed(0)
+    near = LearnedTextEncoder(
+        width=16, num_convolutions=2, kernel_size=3, depth=0, length=12, num_buckets=64
+    ).eval()
+    heard = near(["a b c d e f g h", "a b c d e f g x"])  # the last word differs: two steps away it is heard
+    differ = (heard.tokens[0] - heard.tokens[1]).abs().amax(-1) > 1e-6
+    assert differ[heard.mask[0]].tolist() == [False] * 6 + [True] * 3

@@ -109,3 +109,20 @@ def test_schedules_warm_up_then_follow_their_shape(schedule, at_middle, at_end):
 def test_a_decay_that_is_no_share_is_refused():
     with pytest.raises(ValueError, match=r"decay=0\.0 must lie in"):
         WarmupStableDecay(decay=0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": 0.0},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"lr": 1.0, "weight_decay": -0.1},
+        {"lr": 1.0, "beta1": 1.0},
+        {"lr": 1.0, "beta2": 1.5},
+    ],
+)
+@pytest.mark.parametrize("recipe", [AdamW, MuonAdamW])
+def test_rates_that_cannot_be_are_refused(recipe, wrong):
+    with pytest.raises(ValueError, match="an optimizer"):
+        recipe(**wrong)
