@@ -6,7 +6,7 @@ the run stands; validation batches in order, all of them, the same on each proce
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol, cast
@@ -26,7 +26,60 @@ class _Module(Protocol):
     codec: LatentCodec
 
 
-class ImageDataModule(L.LightningDataModule):
+class _FromShards(L.LightningDataModule):
+    """What both have in common: shards that are indexed before anything else is done.
+
+    Args:
+        pictures: (shards) -> the pictures as they are measured and validated.
+        training_pictures: (shards) -> the pictures as they are trained on.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_shards: str | list[str],
+        val_shards: str | list[str] | None,
+        pictures: Callable[..., ShardDataset],
+        training_pictures: Callable[..., ShardDataset],
+        batch_size: int,
+        num_workers: int,
+        num_pictures: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.train_shards, self.val_shards = train_shards, val_shards
+        self.pictures, self.training_pictures = pictures, training_pictures
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.num_pictures = num_pictures
+        self.seed = seed
+
+    @cached_property
+    def _train(self) -> ShardDataset:
+        return self.training_pictures(shards=self.train_shards)
+
+    @cached_property
+    def _val(self) -> ShardDataset | None:
+        return None if self.val_shards is None else self.pictures(shards=self.val_shards)
+
+    def setup(self, stage: str) -> None:
+        """Index the shards before anything is trained or encoded: a wrong path shows at once."""
+        _ = self._train, self._val
+
+    def order(self, samples: Sized) -> GlobalBatches:
+        """This process's order from where the run stands now; from the beginning where there is no run."""
+        trainer = self.trainer
+        return GlobalBatches(
+            num_samples=_first(self.num_pictures, samples),
+            global_batch=self.batch_size,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            seed=self.seed,
+            start=cast(_Module, trainer.lightning_module).images_seen if trainer else 0,
+        )
+
+
+class ImageDataModule(_FromShards):
     """Captioned pictures from shards.
 
     Args:
@@ -58,36 +111,26 @@ class ImageDataModule(L.LightningDataModule):
         num_pictures: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.train_shards, self.val_shards = train_shards, val_shards
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.flip, self.crop = flip, crop
-        self.num_pictures = num_pictures
-        self.seed = seed
-        self._pictures = partial(
+        pictures = partial(
             ShardDataset,
             image_size=image_size,
             caption_field=caption_field,
             background=background,
             seed=seed,
         )
-
-    @cached_property
-    def _train(self) -> ShardDataset:
-        return self._pictures(shards=self.train_shards, flip=self.flip, crop=self.crop)
-
-    @cached_property
-    def _val(self) -> ShardDataset | None:
-        return None if self.val_shards is None else self._pictures(shards=self.val_shards)
-
-    def setup(self, stage: str) -> None:
-        """Index the shards before anything is trained: a wrong path shows at once."""
-        _ = self._train, self._val
+        super().__init__(
+            train_shards=train_shards,
+            val_shards=val_shards,
+            pictures=pictures,
+            training_pictures=partial(pictures, flip=flip, crop=crop),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_pictures=num_pictures,
+            seed=seed,
+        )
 
     def train_dataloader(self) -> BatchLoader:
-        order = partial(_order, self, _first(self.num_pictures, self._train), self.batch_size, self.seed)
-        return endless(self._train, order, num_workers=self.num_workers)
+        return endless(self._train, partial(self.order, self._train), num_workers=self.num_workers)
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         if self._val is None:
@@ -100,11 +143,11 @@ class ImageDataModule(L.LightningDataModule):
         Args:
             stop: how many pictures at most; None for all.
         """
-        pictures = self._pictures(shards=self.train_shards)
+        pictures = self.pictures(shards=self.train_shards)
         return in_order(pictures, batch_size=self.batch_size, num_workers=self.num_workers, stop=stop)
 
 
-class LatentDataModule(L.LightningDataModule):
+class LatentDataModule(_FromShards):
     """Captioned latents. What the module's codec has not yet encoded is encoded when training begins.
 
     Args:
@@ -136,35 +179,26 @@ class LatentDataModule(L.LightningDataModule):
         num_pictures: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.train_shards, self.val_shards = train_shards, val_shards
-        self.folder = Path(folder)
-        self.batch_size = batch_size
-        self.caption_field = caption_field
-        self.encode_batch_size = encode_batch_size
-        self.num_workers = num_workers
-        self.num_pictures = num_pictures
-        self.seed = seed
-        self._pictures = partial(
+        pictures = partial(
             ShardDataset, image_size=image_size, caption_field=caption_field, background=background, seed=seed
         )
-
-    @cached_property
-    def _train(self) -> ShardDataset:
-        return self._pictures(shards=self.train_shards)
-
-    @cached_property
-    def _val(self) -> ShardDataset | None:
-        return None if self.val_shards is None else self._pictures(shards=self.val_shards)
-
-    def setup(self, stage: str) -> None:
-        """Index the shards before anything is encoded: a wrong path shows at once."""
-        _ = self._train, self._val
+        super().__init__(
+            train_shards=train_shards,
+            val_shards=val_shards,
+            pictures=pictures,
+            training_pictures=pictures,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_pictures=num_pictures,
+            seed=seed,
+        )
+        self.folder = Path(folder)
+        self.caption_field = caption_field
+        self.encode_batch_size = encode_batch_size
 
     def train_dataloader(self) -> BatchLoader:
         latents = self._encoded(self._train)
-        order = partial(_order, self, _first(self.num_pictures, latents), self.batch_size, self.seed)
-        return BatchLoader(lambda: latents.endless(order()))
+        return BatchLoader(lambda: latents.endless(self.order(latents)))
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         if self._val is None:
@@ -200,16 +234,3 @@ def _first(num_pictures: int | None, samples: Sized) -> int:
     if num_pictures is not None and num_pictures < 1:
         raise ValueError(f"num_pictures={num_pictures} must be at least 1; null trains on all pictures")
     return len(samples) if num_pictures is None else min(num_pictures, len(samples))
-
-
-def _order(data: L.LightningDataModule, num_samples: int, global_batch: int, seed: int) -> GlobalBatches:
-    """This process's order from where the run stands now; from the beginning where there is no run."""
-    trainer = data.trainer
-    return GlobalBatches(
-        num_samples=num_samples,
-        global_batch=global_batch,
-        rank=trainer.global_rank if trainer else 0,
-        world_size=trainer.world_size if trainer else 1,
-        seed=seed,
-        start=cast(_Module, trainer.lightning_module).images_seen if trainer else 0,
-    )

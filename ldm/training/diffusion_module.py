@@ -89,7 +89,7 @@ class DiffusionModule(TrainingModule):
         ]
         u = randomness.uniform(self.seed, "time", batch.keys, batch.visits)
         loss = self.losses(batch, captions, u, purpose="noise").mean()
-        self.log("train/loss", loss, batch_size=len(batch))
+        self.log("train/loss", loss, batch_size=len(batch), sync_dist=True)  # the global batch's
         self.count(batch)
         return loss
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +117,34 @@ def test_stop_and_resume_equals_uninterrupted(here: Path, recipe: list[str], nam
     torch.testing.assert_close(parts["state_dict"], whole["state_dict"], rtol=0, atol=0)
     torch.testing.assert_close(parts["ema"], whole["ema"], rtol=0, atol=0)
     torch.testing.assert_close(parts["optimizer_states"], whole["optimizer_states"], rtol=0, atol=0)
+
+
+def test_two_processes_train_like_one(here: Path) -> None:
+    """The same global batch, shared by one process and by two over gloo: the same losses, the same weights."""
+    exact = [*DIT, "trainer.precision=32-true", "lr_schedule.warmup_images=4", "name=processes"]
+    launch([*exact, "run_id=one"])
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "run_id=two"]
+    started = [item for item in exact if item != "trainer=cpu"] + two
+    train = Path(__file__).parents[2] / "train.py"
+    done = subprocess.run(
+        [sys.executable, train, *started],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    def losses(run_id: str, column: str) -> list[float]:
+        with Path("runs/processes", run_id, "metrics.csv").open() as file:
+            return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+    for column in ("train/loss", "val/loss"):
+        assert len(losses("one", column)) >= 3
+        assert losses("two", column) == pytest.approx(losses("one", column), abs=1e-5)
+    first, second = checkpoint("processes/one"), checkpoint("processes/two")
+    assert first["images_seen"] == second["images_seen"] == 24
+    torch.testing.assert_close(second["state_dict"], first["state_dict"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_used_run_folder_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
