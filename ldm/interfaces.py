@@ -85,11 +85,23 @@ class Prediction(NamedTuple):
 
 
 class NoiseSchedule(Protocol):
-    """alpha falls and sigma rises from t = 0 to t = 1; both any shape -> same shape, float32 or better."""
+    """alpha / sigma falls from infinity at t = 0 to (almost) 0 at t = 1.
+
+    All three functions of t: any shape -> same shape, float32 or better. ``ldm.diffusion.schedules.Schedule`` is the
+    base class with the two defaults.
+    """
 
     def alpha(self, t: Tensor) -> Tensor: ...
 
     def sigma(self, t: Tensor) -> Tensor: ...
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told of t: t itself, unless published networks were trained with another number."""
+        ...
+
+    def for_latents(self, shape: tuple[int, int, int]) -> NoiseSchedule:
+        """The schedule for latents (C, H, W): itself, unless it depends on the resolution."""
+        ...
 
 
 class Parameterization(Protocol):
@@ -111,8 +123,11 @@ class TimeSampler(Protocol):
     batch and pinned validation grids alike.
     """
 
-    def __call__(self, u: Tensor, *, slots: range, num_slots: int) -> Tensor:
-        """(n,) draws from (0, 1), one per slot of a global batch of ``num_slots`` -> (n,) times in [0, 1]."""
+    def __call__(self, u: Tensor, *, slots: range, num_slots: int, schedule: NoiseSchedule) -> Tensor:
+        """(n,) draws from (0, 1), one per slot of a global batch of ``num_slots`` -> (n,) times in [0, 1].
+
+        ``schedule`` is for laws that are stated in sigma and not in t.
+        """
         ...
 
 
@@ -130,19 +145,62 @@ class Weighting(Protocol):
         ...
 
 
+MoreNoise = Callable[[Sequence[int]], Tensor]
+"""Shape -> (B, *shape) further standard normal noise for the samples of a batch; row i is tied to sample i."""
+
+
+class TrainingNoise(Protocol):
+    """Which noise training adds."""
+
+    def __call__(self, eps: Tensor, more: MoreNoise) -> Tensor:
+        """Standard normal eps (B, C, H, W) -> (B, C, H, W)."""
+        ...
+
+
+class Coupling(Protocol):
+    """Which picture of a batch gets which noise."""
+
+    def __call__(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """x0, eps (B, C, H, W) -> eps with its rows in another order."""
+        ...
+
+
+class Contrast(Protocol):
+    """How near the network's output may come to the targets of other samples."""
+
+    def __call__(self, output: Tensor, x0: Tensor, eps: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        """output, x0, eps (B, C, H, W), p and q (B, 1, 1, 1) -> (B,), what is taken off the squared error."""
+        ...
+
+
+class Uncertainty(Protocol):
+    """How the losses at different noise levels are brought to one scale."""
+
+    def __call__(self, loss: Tensor, log_snr: Tensor) -> Tensor:
+        """Weighted squared errors (B,) at log_snr (B,) -> the losses that are minimised, (B,)."""
+        ...
+
+
 class Network(Protocol):
     """The U-Net / DiT / MMDiT."""
 
     def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """x (B, C, H, W), t (B,) in [0, 1] -> (B, C, H, W); any H x W that the patch size divides."""
+        """x (B, C, H, W), t (B,) -> (B, C, H, W); any H x W that the patch size divides.
+
+        t is the schedule's ``network_time``: in [0, 1], but for ``VarianceExploding``.
+        """
         ...
 
 
 class Denoiser(Protocol):
     """Network, parameterization and conditioning, bound."""
 
-    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """x_t (B, C, H, W), t (B,)."""
+    def __call__(self, x_t: Tensor, t: Tensor | float) -> Prediction:
+        """x_t (B, C, H, W); t (B,), or one number where all rows stand at the same time.
+
+        A sampler hands over numbers: what depends on the time alone (does guidance act here?) is then decided in
+        Python, and no step waits for the device to say what time it is.
+        """
         ...
 
 
@@ -173,13 +231,39 @@ class Sampler(Protocol):
 class Guidance(Protocol):
     """Turns a network and two conditionings into the denoiser a sampler walks along."""
 
+    @property
+    def needs_uncond(self) -> bool:
+        """Whether the answer without the prompt (or to a negative prompt) is asked for."""
+        ...
+
     def __call__(
-        self, diffusion: DenoiserFactory, network: Network, cond: Conditioning, uncond: Conditioning | None
-    ) -> Denoiser: ...
+        self,
+        diffusion: DenoiserFactory,
+        network: Network,
+        cond: Conditioning,
+        uncond: Conditioning | None,
+        *,
+        scales: Sequence[float] | None = None,
+        weaker: Denoiser | None = None,
+    ) -> Denoiser:
+        """The denoiser for one walk; what it remembers on the way, if anything, ends with it.
+
+        Args:
+            diffusion: What the network was trained with, its schedule resolved for these latents.
+            network: The network to guide.
+            cond: The prompts', B.
+            uncond: B times the null condition, or negative prompts in its place.
+            scales: One guidance scale per prompt, in place of the guidance's own.
+            weaker: A weaker model's denoiser for the same prompts, for guidance that needs one.
+        """
+        ...
 
 
 class DenoiserFactory(Protocol):
     """The part of ``Diffusion`` that guidance needs."""
+
+    @property
+    def schedule(self) -> NoiseSchedule: ...
 
     def denoiser(self, network: Network, cond: Conditioning) -> Denoiser: ...
 

@@ -23,7 +23,7 @@ MAX_LINES = 400
 ROOMS = {
     "ldm/interfaces.py": {"torch"},
     "ldm/randomness.py": {"torch"},
-    "ldm/diffusion": {"torch"},
+    "ldm/diffusion": {"torch", "scipy"},  # scipy: an assignment solver, an inverse beta function
     "ldm/nn": {"torch", "einops"},
 }
 # Large and optional: imported inside the one file that needs them, within the function that needs them.

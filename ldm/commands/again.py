@@ -11,8 +11,10 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from ldm.commands.guide import GUIDE, with_guide
+from ldm.commands.inputs import read_inputs
 from ldm.commands.load import device_for, load_run
-from ldm.commands.pictures import generation_of, make, recipe_of
+from ldm.commands.pictures import Work, generation_of
 from ldm.sampling.recipe import Recipe, plain_to_part, read_recipe, write_png
 from ldm.training.checkpoint import file_hash
 from ldm.training.run import find_run
@@ -31,10 +33,14 @@ def again(
         runs: The folder that holds the runs.
 
     Raises:
-        ValueError: The file has no recipe, or its checkpoint or autoencoder is not there any more.
+        FileNotFoundError: A picture it was made from is not there any more.
+        ValueError: The file has no recipe, or its checkpoint or autoencoder is not there any more, or a picture it was
+            made from is another one now.
     """
     recipe = read_recipe(picture_file)
     parts = {name: plain_to_part(getattr(recipe, name)) for name in ("sampler", "grid", "guidance")}
+    mode = plain_to_part(recipe.mode)
+    inputs = read_inputs(mode.files(), made_with=recipe.inputs)
     place = device_for(recipe.device if device == "auto" else device)
     loaded = load_run(find_checkpoint(recipe, run, runs=runs), weights=recipe.weights, runs=runs)
     codec_hash = loaded.module.codec.content_hash
@@ -43,28 +49,26 @@ def again(
             f"{picture_file} was decoded by autoencoder {recipe.codec_hash[:12]}, the run's is now "
             f"{codec_hash[:12]}: bring the former file back to where the run's config names it"
         )
-    generation = replace(generation_of(loaded, place), num_steps=recipe.num_steps, **parts)
-    # A batch full of this one picture: kernels see the shape they saw then, and it stands in its former row.
-    size = recipe.batch_size
-    batch = make(
-        generation,
-        [recipe.prompt] * size,
-        [recipe.seed] * size,
-        latent_size=recipe.latent_size,
-        batch_size=size,
-        console=console,
+    generation, guide = with_guide(
+        replace(generation_of(loaded, place), num_steps=recipe.num_steps, **parts),
+        device=place,
+        runs=runs,
+        made_with=recipe.inputs.get(GUIDE, {}).get("sha256"),
     )
-    made = batch[recipe.row]  # (3, fH, fW)
-    now = recipe_of(
-        loaded,
-        generation,
-        prompt=recipe.prompt,
-        seed=recipe.seed,
+    work = Work(
+        loaded=loaded,
+        generation=generation,
+        mode=mode,
+        inputs=inputs,
+        guide=guide,
         latent_size=recipe.latent_size,
-        batch_size=size,
-        row=recipe.row,
+        batch_size=recipe.batch_size,
         device=place,
     )
+    # A batch full of this one picture: kernels see the shape they saw then, and it stands in its former row.
+    batch = work.make([recipe.request()] * recipe.batch_size, console=console)
+    made = batch[recipe.row]  # (3, fH, fW)
+    now = work.recipe(recipe.request(), row=recipe.row)
     file = (Path(out) if out else picture_file.parent) / f"{picture_file.stem}-again.png"
     write_png(file, made, now)
     console.print(f"{file}: {compare(made, picture_file)}", soft_wrap=True, highlight=False)

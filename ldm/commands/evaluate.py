@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
+from ldm.commands.guide import check_guidance, with_guide
 from ldm.commands.load import LoadedRun, device_for, load_run
 from ldm.data.shapes import BACKGROUND, COLOURS, KINDS
 from ldm.data.shapes_captions import Prompt, evaluation_prompts
@@ -28,6 +29,7 @@ from ldm.sampling.from_run import FromRun, GuidanceFromRun, with_parts
 from ldm.sampling.generate import Generation
 from ldm.sampling.grids import Grid
 from ldm.sampling.recipe import part_to_plain
+from ldm.sampling.request import Request
 from ldm.training.grids import labelled_grid
 
 WORLD = World(BACKGROUND, COLOURS, OUTLINES)
@@ -81,12 +83,15 @@ def evaluate(
         raise ValueError(
             f"run {loaded.folder.path} makes no pictures from prompts; give one of task=diffusion"
         )
-    module = loaded.module.to(device_for(device))
+    place = device_for(device)
+    module = loaded.module.to(place)
     generation = with_parts(
         module.generation(), sampler=sampler, grid=grid, guidance=guidance, num_steps=num_steps
     )
+    generation, _ = with_guide(generation, device=place, runs=runs)
     prompts = evaluation_prompts(num_prompts, seed)
     seeds = [address(seed, "evaluation noise", i) for i in range(num_prompts)]
+    check_guidance(generation, module, [Request(prompt=prompts[0].text, seed=seeds[0])])
     images = _pictures(generation, prompts, seeds, module.latent_size, batch_size)
     grades = grade(images.numpy(), prompts, WORLD)
 

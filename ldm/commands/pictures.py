@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -11,9 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 import ldm
+from ldm.commands.inputs import Input, tensors
 from ldm.commands.load import LoadedRun
+from ldm.interfaces import StepCallback
 from ldm.sampling.generate import Generation
+from ldm.sampling.modes import Mode
 from ldm.sampling.recipe import Recipe, part_to_plain
+from ldm.sampling.request import Request
 
 
 def generation_of(loaded: LoadedRun, device: torch.device) -> Generation:
@@ -30,55 +36,77 @@ def generation_of(loaded: LoadedRun, device: torch.device) -> Generation:
     return loaded.module.to(device).generation()
 
 
-def make(
-    generation: Generation,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    latent_size: tuple[int, int],
-    batch_size: int,
-    console: Console,
-) -> Tensor:
-    """One picture per prompt and seed, with a progress bar: (N, 3, fH, fW) uint8."""
-    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("sampling", total=len(prompts))
-        return generation.images(
-            prompts,
-            seeds,
-            latent_size=latent_size,
-            batch_size=batch_size,
-            on_batch=lambda done: progress.update(task, completed=done),
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """All that pictures are made with, but for what each is asked for with.
+
+    Args:
+        loaded: The run.
+        generation: Made from it, with the parts that were asked for.
+        mode: What is done.
+        inputs: The pictures that the mode starts from.
+        guide: The record of the weaker model, where the guidance has one.
+        latent_size: (H, W).
+        batch_size: Pictures made at once.
+        device: Where.
+    """
+
+    loaded: LoadedRun
+    generation: Generation
+    mode: Mode
+    inputs: Mapping[str, Input]
+    guide: Mapping[str, dict[str, str]]
+    latent_size: tuple[int, int]
+    batch_size: int
+    device: torch.device
+
+    def make(
+        self, requests: Sequence[Request], *, console: Console, on_step: StepCallback | None = None
+    ) -> Tensor:
+        """One picture per request, with a progress bar: (N, 3, fH, fW) uint8."""
+        codec = self.generation.codec
+        height, width = (side * codec.downsample for side in self.latent_size)
+        with torch.no_grad():
+            route = self.mode.route(codec, tensors(self.inputs, (height, width), self.device))
+        columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("sampling", total=len(requests))
+            return self.generation.pictures(
+                requests,
+                latent_size=self.latent_size,
+                batch_size=self.batch_size,
+                route=route,
+                on_batch=lambda done: progress.update(task, completed=done),
+                on_step=on_step,
+            )
+
+    def recipe(self, request: Request, *, row: int) -> Recipe:
+        """The recipe of one picture, made in this row of its batch."""
+        loaded, generation = self.loaded, self.generation
+        return Recipe(
+            prompt=request.prompt,
+            seed=request.seed,
+            negative=request.negative,
+            scale=request.scale,
+            blend=None if request.blend is None else dataclasses.asdict(request.blend),
+            num_steps=generation.num_steps,
+            sampler=part_to_plain(generation.sampler),
+            grid=part_to_plain(generation.grid),
+            guidance=part_to_plain(generation.guidance),
+            mode=part_to_plain(self.mode),
+            inputs={**{what: one.record() for what, one in self.inputs.items()}, **self.guide},
+            latent_size=self.latent_size,
+            batch_size=self.batch_size,
+            row=row,
+            run=str(loaded.folder.path),
+            checkpoint=str(loaded.checkpoint_path),
+            checkpoint_hash=loaded.checkpoint_hash,
+            codec_hash=loaded.module.codec.content_hash,
+            weights=loaded.weights,
+            device=self.device.type,
+            versions={
+                "ldm": ldm.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
         )
-
-
-def recipe_of(
-    loaded: LoadedRun,
-    generation: Generation,
-    *,
-    prompt: str,
-    seed: int,
-    latent_size: tuple[int, int],
-    batch_size: int,
-    row: int,
-    device: torch.device,
-) -> Recipe:
-    """The recipe of one picture that ``generation``, made from ``loaded``, gave."""
-    return Recipe(
-        prompt=prompt,
-        seed=seed,
-        num_steps=generation.num_steps,
-        sampler=part_to_plain(generation.sampler),
-        grid=part_to_plain(generation.grid),
-        guidance=part_to_plain(generation.guidance),
-        latent_size=latent_size,
-        batch_size=batch_size,
-        row=row,
-        run=str(loaded.folder.path),
-        checkpoint=str(loaded.checkpoint_path),
-        checkpoint_hash=loaded.checkpoint_hash,
-        codec_hash=loaded.module.codec.content_hash,
-        weights=loaded.weights,
-        device=device.type,
-        versions={"ldm": ldm.__version__, "torch": torch.__version__, "python": platform.python_version()},
-    )

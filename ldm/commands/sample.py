@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ldm.commands.again import again
+from ldm.commands.film import Film, write_film
+from ldm.commands.guide import check_guidance, with_guide
+from ldm.commands.inputs import input_size, read_inputs, unit_of
 from ldm.commands.load import device_for, load_run
-from ldm.commands.pictures import generation_of, make, recipe_of
+from ldm.commands.pictures import Work, generation_of
+from ldm.commands.prompts import read_prompts
+from ldm.commands.sheet import digest, file_name, write_sheet
 from ldm.interfaces import Guidance, Sampler
 from ldm.sampling.from_run import FromRun, GuidanceFromRun, with_parts
 from ldm.sampling.grids import Grid
-from ldm.sampling.recipe import Recipe, write_png
-from ldm.training.grids import labelled_grid
-
-PIXELS_PER_CELL = 128  # small pictures are enlarged in the grid
+from ldm.sampling.modes import Mode
+from ldm.sampling.recipe import write_png
+from ldm.sampling.request import Request
 
 
 def sample(
     *,
     run: str | None,
-    prompts: list[str] | None,
+    mode: Mode,
+    prompts: list[str | dict[str, Any]] | None,
+    prompts_file: str | None,
+    negative: str | None,
     seeds: list[int] | None,
     num_images: int | None,
     num_steps: int | None,
@@ -36,21 +42,27 @@ def sample(
     weights: str,
     device: str,
     out: str | None,
+    trace: bool,
     from_image: str | None,
     runs: str = "runs",
 ) -> None:
-    """Make pictures of prompts with a trained run, or make a picture again from its own file.
+    """Make pictures of prompts with a trained run, edit a picture, or make one again from its own file.
 
     Every prompt is drawn from every seed. Written are single PNGs, each with its recipe inside, and one labelled
     grid with a row per prompt.
 
     Args:
         run: Run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint file.
-        prompts: What to draw.
+        mode: text, image (mode.image, mode.strength), inpaint (mode.image, mode.mask), variations (mode.seed,
+            mode.amount) or interpolate (mode.num_frames).
+        prompts: What to draw: texts, or mappings with ``prompt``, ``negative``, ``seed``, ``guidance``.
+        prompts_file: The same from a file: .txt with a text per line, or .jsonl with a mapping per line.
+        negative: What to draw away from, for prompts without a negative prompt of their own.
         seeds: One picture of each prompt per seed; null means 0, 1, ... up to ``num_images``.
         num_images: Pictures per prompt; null means as many as ``seeds``, or 1.
         num_steps: Sampling steps; null means the run's own number.
-        image_size: Pixels, one number or [height, width]; null means the size the run was trained at.
+        image_size: Pixels, one number or [height, width]; null means the size the run was trained at, or that of
+            the picture to edit.
         batch_size: Pictures made at once. Other values may change the last bits of a picture.
         sampler: How to walk from noise to picture.
         grid: Where to stop on the way.
@@ -58,6 +70,7 @@ def sample(
         weights: "ema" or "online".
         device: "auto", "cpu", "cuda", "cuda:1", ...
         out: Where the PNGs go; null means ``<run folder>/pictures``.
+        trace: Also show how the picture came about, as a film strip and an animated picture; for one picture.
         from_image: A PNG that this command wrote; its picture is made again, bit for bit on the same machine.
         runs: The folder that holds the runs.
 
@@ -66,55 +79,73 @@ def sample(
     """
     console = Console()
     if from_image is not None:
-        if prompts or seeds or num_images:
+        if prompts or prompts_file or seeds or num_images or trace:
             raise ValueError(
-                "from_image makes its picture again as it was: leave out prompts, seeds and num_images"
+                "from_image makes its picture again as it was: "
+                "leave out prompts, prompts_file, seeds, num_images and trace"
             )
         again(Path(from_image), run=run, device=device, out=out, runs=runs, console=console)
         return
     if not run:
         raise ValueError("no run is named: give run=<run folder or name>, or from_image=<png>")
-    prompts, seeds = list(prompts or []), choose_seeds(seeds, num_images)
-    if not prompts:
-        raise ValueError("there are no prompts: give prompts=['a red circle','two blue squares']")
+    chosen_seeds = choose_seeds(seeds, num_images)
+    requests = mode.requests(read_prompts(prompts, prompts_file, negative=negative), chosen_seeds)
+    if trace and len(requests) > 1:
+        raise ValueError(
+            f"trace=true shows how one picture came about, and {len(requests)} are asked for: "
+            f"give one prompt and one seed"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
+    inputs = read_inputs(mode.files())
 
     loaded = load_run(run, weights=weights, runs=runs)
     place = device_for(device)
     generation = with_parts(
         generation_of(loaded, place), sampler=sampler, grid=grid, guidance=guidance, num_steps=num_steps
     )
+    check_guidance(generation, loaded.module, requests)
+    if image_size is None:
+        image_size = input_size(inputs, unit_of(loaded.module))
     latent_size = choose_latent_size(image_size, loaded.module)
-    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    all_prompts, all_seeds = zip(*jobs, strict=True)
-    pictures = make(
-        generation, all_prompts, all_seeds, latent_size=latent_size, batch_size=batch_size, console=console
+    diffusion, times = generation.path(latent_size)  # refuses grids that cannot be, too
+    generation, guide = with_guide(generation, device=place, runs=runs)
+    work = Work(
+        loaded=loaded,
+        generation=generation,
+        mode=mode,
+        inputs=inputs,
+        guide=guide,
+        latent_size=latent_size,
+        batch_size=batch_size,
+        device=place,
     )
+    requests = with_all_scales(requests, generation.guidance)
+    film = Film() if trace else None
+    pictures = work.make(requests, console=console, on_step=film)
 
     folder = Path(out) if out else loaded.folder.path / "pictures"
-    names = []
-    for i, (prompt, seed) in enumerate(jobs):
-        recipe = recipe_of(
-            loaded,
-            generation,
-            prompt=prompt,
-            seed=seed,
-            latent_size=latent_size,
-            batch_size=batch_size,
-            row=i % batch_size,
-            device=place,
-        )
-        names.append(file_name(recipe))
-        write_png(folder / names[-1], pictures[i], recipe)
-    several = len(seeds) > 1
-    labels = [f"{prompt} (seed {seed})" if several else prompt for prompt, seed in jobs]
-    sheet = labelled_grid(pictures, labels, columns=len(seeds) if several else 8, cell=PIXELS_PER_CELL)
-    sheet_file = folder / f"grid-{digest(*names)}.png"
-    sheet.save(sheet_file)
+    files = []
+    for i, request in enumerate(requests):
+        recipe = work.recipe(request, row=i % batch_size)
+        files.append(folder / file_name(recipe))
+        write_png(files[-1], pictures[i], recipe)
+    sheet_file = folder / f"grid-{digest(*(file.name for file in files))}.png"
+    write_sheet(sheet_file, pictures, requests)
     which = f"{loaded.weights} weights of {loaded.checkpoint_path}"
-    console.print(f"{len(jobs)} pictures by the {which}, in {folder}", soft_wrap=True, highlight=False)
+    console.print(f"{len(requests)} pictures by the {which}, in {folder}", soft_wrap=True, highlight=False)
     console.print(f"grid: {sheet_file}", soft_wrap=True, highlight=False)
+    if film is not None:
+        strip, animated = write_film(
+            film,
+            pictures[0],
+            codec=generation.codec,
+            schedule=diffusion.schedule,
+            times=times,
+            title=requests[0].prompt or "any picture",
+            stem=files[0].with_suffix(""),
+        )
+        console.print(f"film: {strip} and, animated, {animated}", soft_wrap=True, highlight=False)
 
 
 def choose_seeds(seeds: list[int] | None, num_images: int | None) -> list[int]:
@@ -138,18 +169,16 @@ def choose_latent_size(image_size: int | list[int] | None, module: Any) -> tuple
         height, width = module.latent_size
         return int(height), int(width)
     sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
-    stride = module.codec.downsample
-    unit = stride * getattr(module.network, "patch_size", 1)
+    unit = unit_of(module)
     if len(sides) != 2 or any(side < 1 or side % unit for side in sides):
         raise ValueError(f"image_size={image_size} must be one or two multiples of {unit} for this run")
+    stride = module.codec.downsample
     return sides[0] // stride, sides[1] // stride
 
 
-def file_name(recipe: Recipe) -> str:
-    """Readable, and another one for every other recipe: nothing is overwritten but by the same picture."""
-    words = re.sub(r"\W+", "-", recipe.prompt.lower()).strip("-")[:60].strip("-") or "no-prompt"
-    return f"{words}-seed{recipe.seed}-{digest(recipe.to_json())}.png"
-
-
-def digest(*texts: str) -> str:
-    return hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()
+def with_all_scales(requests: list[Request], guidance: Any) -> list[Request]:
+    """Where some requests have a guidance scale of their own, all have: see ``Generation.pictures``."""
+    if all(request.scale is None for request in requests):
+        return requests
+    own = float(guidance.scale)
+    return [replace(request, scale=own) if request.scale is None else request for request in requests]

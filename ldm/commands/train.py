@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.commands.guide import check_training
 from ldm.training.checkpoint import newest_checkpoint
 from ldm.training.devices import check_devices
 from ldm.training.fit import fit
@@ -39,6 +40,7 @@ def train(config: DictConfig) -> float | None:
         )  # the network's first weights; all else is addressed, see ldm/randomness.py
         path = resumed.path if resumed else Path(config.paths.runs, config.name, config.run_id)
         module, data = built(config.task), built(config.data)
+        check_training(module)
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
         folder = start_run(path, config=config, command=["python", *sys.argv], resume=resumed is not None)
         trainer = instantiate(config.trainer, callbacks=parts(config.callbacks), logger=parts(config.logger))

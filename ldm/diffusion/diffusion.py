@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.contrast import Uncontrasted
 from ldm.diffusion.parameterizations import solve
-from ldm.diffusion.schedules import at_least_float32, log_snr
+from ldm.diffusion.schedules import Schedule, at_least_float32, log_snr
+from ldm.diffusion.training_noise import Independent, White
+from ldm.diffusion.uncertainty import Certain
 from ldm.interfaces import (
     Conditioning,
+    Contrast,
+    Coupling,
     Denoiser,
+    MoreNoise,
     Network,
     NoiseSchedule,
     Parameterization,
     Prediction,
     TimeSampler,
+    TrainingNoise,
+    Uncertainty,
     Weighting,
 )
 
@@ -31,16 +39,25 @@ class Diffusion:
         parameterization: what the network outputs.
         time_sampler: the law of t in training, over ``t_range``.
         weighting: of the loss.
+        noise: what the noise of training is like.
+        coupling: which picture of a batch gets which noise.
+        contrast: what is taken off the squared error for keeping away from other samples.
+        uncertainty: brings the losses at different noise levels to one scale; may be a module with weights.
         t_range: the times that training and sampling use. Narrow it for a pair that is ill-posed at an end.
 
     Raises:
-        ValueError: the parameterization leaves x0 and eps undetermined somewhere in ``t_range``.
+        ValueError: the parameterization leaves x0 and eps undetermined somewhere in ``t_range``; or a contrast, under
+            which a loss can fall below 0, together with an uncertainty that learns the loss's logarithm.
     """
 
     schedule: NoiseSchedule
     parameterization: Parameterization
     time_sampler: TimeSampler
     weighting: Weighting
+    noise: TrainingNoise = field(default_factory=White)
+    coupling: Coupling = field(default_factory=Independent)
+    contrast: Contrast = field(default_factory=Uncontrasted)
+    uncertainty: Uncertainty = field(default_factory=Certain)
     t_range: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -48,32 +65,61 @@ class Diffusion:
         object.__setattr__(self, "t_range", (float(t_min), float(t_max)))  # a config hands over a list
         if not 0 <= t_min < t_max <= 1:
             raise ValueError(f"t_range must satisfy 0 <= t_min < t_max <= 1, got {self.t_range}")
-        _refuse_ill_posed(self.schedule, self.parameterization, self.t_range)
+        if not isinstance(self.contrast, Uncontrasted) and not isinstance(self.uncertainty, Certain):
+            raise ValueError(
+                f"{type(self.contrast).__name__} can make a loss negative, and {type(self.uncertainty).__name__} "
+                f"learns its logarithm: use Uncontrasted or Certain"
+            )
+        # A shift by resolution moves times, it makes no pair ill-posed or well-posed: any shape will do.
+        _refuse_ill_posed(self.schedule.for_latents((4, 32, 32)), self.parameterization, self.t_range)
+
+    def for_latents(self, shape: tuple[int, int, int]) -> Diffusion:
+        """This object for latents (C, H, W): its schedule resolved, everything else the same.
+
+        ``loss``, ``predict`` and ``add_noise`` do it by themselves; samplers and grids are to be given the schedule of
+        the result.
+        """
+        schedule = self.schedule.for_latents(shape)
+        return self if schedule is self.schedule else replace(self, schedule=schedule)
 
     def times(self, u: Tensor, *, slots: range, num_slots: int) -> Tensor:
-        """Uniform draws u (B,) from [0, 1), for ``slots`` of a global batch -> times (B,) in ``t_range``."""
+        """Uniform draws u (B,) from [0, 1), for ``slots`` of a global batch -> times (B,) in ``t_range``.
+
+        A law in sigma needs the schedule: where that depends on the resolution, ask ``for_latents`` first.
+        """
         t_min, t_max = self.t_range
         # 24-bit draws hit 0 itself once in 17 million: there a normal quantile is infinite and the SNR too.
         u = at_least_float32(u).clamp(2.0**-24, 1 - 2.0**-24)
-        return t_min + (t_max - t_min) * self.time_sampler(u, slots=slots, num_slots=num_slots)
+        # The law is one over [0, 1], so it sees the schedule with the times of t_range stretched to that.
+        stretched = _Stretched(schedule=self.schedule, t_range=self.t_range)
+        law = self.time_sampler(u, slots=slots, num_slots=num_slots, schedule=stretched)
+        return t_min + (t_max - t_min) * law
+
+    def training_noise(self, x0: Tensor, eps: Tensor, more: MoreNoise) -> Tensor:
+        """The noise to train with, from standard normal eps; x0, eps (B, C, H, W) -> (B, C, H, W)."""
+        return self.coupling(x0, self.noise(eps, more))
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x0, eps (B, C, H, W), t (B,) -> x_t (B, C, H, W), float32."""
-        alpha, sigma = self._alpha_sigma(t, x0)
+        alpha, sigma = _alpha_sigma(self._schedule_for(x0), t)
         return alpha * at_least_float32(x0) + sigma * at_least_float32(eps)
 
     def predict(self, network: Network, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
         """What the network says of x_t (B, C, H, W) at t (B,), as x0 and eps, float32."""
-        alpha, sigma = self._alpha_sigma(t, x_t)
+        schedule = self._schedule_for(x_t)
+        alpha, sigma = _alpha_sigma(schedule, t)
         p, q = self.parameterization.target_coeffs(alpha, sigma)
         x_t = at_least_float32(x_t)
-        output = network(self.parameterization.input_scale(alpha, sigma) * x_t, t, cond)
+        scale = self.parameterization.input_scale(alpha, sigma)
+        output = network(scale * x_t, schedule.network_time(t), cond)
         return solve(x_t, at_least_float32(output), alpha, sigma, p, q)
 
     def denoiser(self, network: Network, cond: Conditioning) -> Denoiser:
-        """Network and conditioning bound: (x_t, t) -> Prediction."""
+        """Network and conditioning bound: (x_t, t) -> Prediction, t (B,) or one number for all rows."""
 
-        def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+        def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
+            if not isinstance(t, Tensor):
+                t = torch.full((len(x_t),), t, dtype=torch.float32, device=x_t.device)
             return self.predict(network, x_t, t, cond)
 
         return denoise
@@ -81,21 +127,50 @@ class Diffusion:
     def loss(self, network: Network, x0: Tensor, cond: Conditioning, *, eps: Tensor, t: Tensor) -> Tensor:
         """The weighted squared error of the network's output, a mean over C, H, W per sample.
 
-        x0, eps (B, C, H, W), t (B,) -> (B,), float32 also under autocast.
+        x0, eps (B, C, H, W), t (B,) -> (B,), float32 also under autocast. eps is taken as it is: ``training_noise``
+        comes before.
         """
-        alpha, sigma = self._alpha_sigma(t, x0)
+        schedule = self._schedule_for(x0)
+        alpha, sigma = _alpha_sigma(schedule, t)
         p, q = self.parameterization.target_coeffs(alpha, sigma)
         x0, eps = at_least_float32(x0), at_least_float32(eps)
         x_t, target = alpha * x0 + sigma * eps, p * x0 + q * eps
-        output = network(self.parameterization.input_scale(alpha, sigma) * x_t, t, cond)
-        squared_error = (at_least_float32(output) - target).square().flatten(1).mean(1)
+        scale = self.parameterization.input_scale(alpha, sigma)
+        output = at_least_float32(network(scale * x_t, schedule.network_time(t), cond))
+        squared_error = (output - target).square().flatten(1).mean(1)
+        squared_error = squared_error - self.contrast(output, x0, eps, p, q)
+        level = log_snr(schedule, t)
         x0_factor = (sigma / (alpha * q - sigma * p)).square().flatten()
-        return self.weighting(log_snr(self.schedule, t), x0_factor) * squared_error
+        return self.uncertainty(self.weighting(level, x0_factor) * squared_error, level)
 
-    def _alpha_sigma(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both (B, 1, 1, 1), to broadcast against x (B, C, H, W)."""
-        t = t.reshape(-1, *(1,) * (x.ndim - 1))
-        return self.schedule.alpha(t), self.schedule.sigma(t)
+    def _schedule_for(self, x: Tensor) -> NoiseSchedule:
+        """x (B, C, H, W)."""
+        channels, height, width = x.shape[1:]
+        return self.schedule.for_latents((channels, height, width))
+
+
+def _alpha_sigma(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """t (B,) -> both (B, 1, 1, 1), to broadcast against (B, C, H, W)."""
+    t = t.reshape(-1, 1, 1, 1)
+    return schedule.alpha(t), schedule.sigma(t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stretched(Schedule):
+    """A schedule whose times in ``t_range`` are stretched to [0, 1]."""
+
+    schedule: NoiseSchedule
+    t_range: tuple[float, float]
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.schedule.alpha(self._t(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.schedule.sigma(self._t(t))
+
+    def _t(self, t: Tensor) -> Tensor:
+        t_min, t_max = self.t_range
+        return t_min + (t_max - t_min) * at_least_float32(t)
 
 
 def _refuse_ill_posed(
@@ -111,7 +186,8 @@ def _refuse_ill_posed(
     p, q = parameterization.target_coeffs(alpha, sigma)
     # the sine of the angle between the lines (alpha, sigma) and (p, q): it does not care how either is scaled
     sine = (alpha * q - sigma * p) / (torch.hypot(alpha, sigma) * torch.hypot(p, q))
-    bad = ~(sine.abs() > 1e-4)  # also where it is not a number
+    # 1e-5: of 7 digits float32 keeps two, also for X0 at the small sigma with which VarianceExploding begins
+    bad = ~(sine.abs() > 1e-5)  # also where it is not a number
     bad[1:] |= sine[1:] * sine[:-1] < 0  # it went through 0 between two of our times
     if not bad.any():
         return

@@ -62,6 +62,32 @@ class Flow:
         return torch.ones_like(alpha)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EDM:
+    """Preconditioning by the spread of the data (Karras et al. 2022, 2206.00364, table 1), for any alpha and sigma.
+
+    The network's input and target both have variance 1 when the data's is ``sigma_data^2``. With alpha = 1 these are
+    their c_skip, c_out and c_in. In general, with d for sigma_data and s = sqrt(alpha^2 d^2 + sigma^2), the target is
+    ``(sigma * x0 / d - alpha * d * eps) / s``: x0 where there is noise only, -eps where there is next to none.
+
+    Args:
+        sigma_data: Standard deviation of the latents; 1 for normalised ones, 0.5 for pictures in [-1, 1].
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise ValueError(f"EDM needs sigma_data > 0, got sigma_data={self.sigma_data}")
+
+    def target_coeffs(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.input_scale(alpha, sigma)
+        return sigma * scale / self.sigma_data, -alpha * scale * self.sigma_data
+
+    def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.rsqrt((alpha * self.sigma_data).square() + sigma.square())
+
+
 def solve(x_t: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, p: Tensor, q: Tensor) -> Prediction:
     """The (x0, eps) that agree with both x_t and the network's output.
 

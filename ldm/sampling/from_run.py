@@ -21,7 +21,7 @@ class FromRun:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceFromRun:
-    """The run's own guidance, with another scale if one is given.
+    """The run's own guidance, with another scale if one is given; everything else about it stays.
 
     Args:
         scale: Replaces the run's; with a run that had no guidance it means ``ClassifierFree``.

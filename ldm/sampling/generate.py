@@ -10,18 +10,39 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.diffusion import Diffusion
-from ldm.interfaces import Conditioning, Guidance, LatentCodec, Network, Sampler, TextEncoder
+from ldm.interfaces import (
+    Conditioning,
+    Denoiser,
+    Guidance,
+    LatentCodec,
+    Network,
+    Sampler,
+    StepCallback,
+    TextEncoder,
+)
+from ldm.sampling.editing import between
 from ldm.sampling.grids import Grid
 from ldm.sampling.noise import ImageNoise
+from ldm.sampling.request import Request
+from ldm.sampling.routes import FromNoise, Route
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """The weaker model of autoguidance: all that makes a denoiser of a prompt."""
+
+    diffusion: Diffusion
+    network: Network
+    text_encoder: TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
     """Everything that makes a picture of a prompt and a seed.
 
-    A prompt and a seed give the same picture whatever else is asked for with them, bit for bit on one machine:
-    noise comes from each picture's own seed, and networks only ever see full batches of ``batch_size`` (the last
-    is filled up with repeats), because matrix kernels may round differently for other shapes.
+    A request gives the same picture whatever else is asked for with it, bit for bit on one machine: noise comes from
+    each picture's own seed, and networks only ever see full batches of ``batch_size`` (the last is filled up with
+    repeats), because matrix kernels may round differently for other shapes.
 
     Args:
         diffusion: The object the network was trained with.
@@ -32,6 +53,7 @@ class Generation:
         grid: Where it stops on the way.
         guidance: How much the prompt counts.
         num_steps: Number of stops.
+        guide: The weaker model, for guidance that needs one.
     """
 
     diffusion: Diffusion
@@ -42,6 +64,7 @@ class Generation:
     grid: Grid
     guidance: Guidance
     num_steps: int
+    guide: Guide | None = None
 
     def images(
         self,
@@ -52,53 +75,117 @@ class Generation:
         batch_size: int,
         on_batch: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """prompts and seeds, one of each per picture -> (N, 3, fH, fW) uint8 on the CPU.
-
-        Args:
-            prompts: Captions, N; the empty one asks for any picture.
-            seeds: Integers, N.
-            latent_size: (H, W).
-            batch_size: Pictures made at once: memory against speed.
-            on_batch: Called with the number of pictures done, after each batch.
+        """prompts and seeds, one of each per picture -> (N, 3, fH, fW) uint8 on the CPU; see ``pictures``.
 
         Raises:
             ValueError: No prompts, or another number of seeds than of prompts, or an empty batch or latent.
         """
-        if not prompts or len(prompts) != len(seeds):
+        if len(prompts) != len(seeds):
             raise ValueError(
                 f"got {len(prompts)} prompts and {len(seeds)} seeds; needed is one seed per prompt"
             )
+        requests = [Request(prompt=prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return self.pictures(requests, latent_size=latent_size, batch_size=batch_size, on_batch=on_batch)
+
+    def pictures(
+        self,
+        requests: Sequence[Request],
+        *,
+        latent_size: tuple[int, int],
+        batch_size: int,
+        route: Route | None = None,
+        on_batch: Callable[[int], None] | None = None,
+        on_step: StepCallback | None = None,
+    ) -> Tensor:
+        """One picture per request: (N, 3, fH, fW) uint8 on the CPU.
+
+        Args:
+            requests: N of them. Either all or none should have a scale of their own, so that each can be made again
+                alone to the last bit: a scale of 1 for all is computed without the null condition.
+            latent_size: (H, W).
+            batch_size: Pictures made at once: memory against speed.
+            route: How the latents come about; ``FromNoise`` when None.
+            on_batch: Called with the number of pictures done, after each batch.
+            on_step: Called before each sampling step of each batch.
+
+        Raises:
+            ValueError: No requests, or an empty batch or latent.
+        """
+        if not requests:
+            raise ValueError("no pictures are asked for")
         if batch_size < 1 or min(latent_size) < 1:
             raise ValueError(f"batch_size={batch_size} and latent_size={latent_size} must be positive")
-        times = self.grid(self.diffusion.schedule, self.num_steps, t_range=self.diffusion.t_range)
+        route = route or FromNoise()
+        diffusion, times = self.path(latent_size)
         pictures = []
-        with torch.no_grad(), _in_evaluation_mode(self.network, self.text_encoder, self.codec):
-            nothing = self.text_encoder([""] * batch_size)
-            for first in range(0, len(prompts), batch_size):
-                rows = [min(first + row, len(prompts) - 1) for row in range(batch_size)]
-                cond = self.text_encoder([prompts[row] for row in rows])
-                made = self._batch(cond, nothing, [seeds[row] for row in rows], times, latent_size)
-                pictures.append(made[: len(prompts) - first])
+        with torch.no_grad(), _in_evaluation_mode(*self._parts()):
+            for first in range(0, len(requests), batch_size):
+                rows = [min(first + row, len(requests) - 1) for row in range(batch_size)]
+                batch = [requests[row] for row in rows]
+                made = self._batch(batch, diffusion, times, latent_size, route, on_step)
+                pictures.append(made[: len(requests) - first])
                 if on_batch is not None:
-                    on_batch(min(first + batch_size, len(prompts)))
+                    on_batch(min(first + batch_size, len(requests)))
         return torch.cat(pictures)
+
+    def path(self, latent_size: tuple[int, int]) -> tuple[Diffusion, Tensor]:
+        """The diffusion as it is for latents of this size, and the times of its steps, (num_steps + 1,)."""
+        diffusion = self.diffusion.for_latents((self.codec.channels, *latent_size))
+        return diffusion, self.grid(diffusion.schedule, self.num_steps, t_range=diffusion.t_range)
 
     def _batch(
         self,
-        cond: Conditioning,
-        nothing: Conditioning,
-        seeds: Sequence[int],
+        requests: Sequence[Request],
+        diffusion: Diffusion,
         times: Tensor,
         latent_size: tuple[int, int],
+        route: Route,
+        on_step: StepCallback | None,
     ) -> Tensor:
         """One full batch: (batch_size, 3, fH, fW) uint8."""
-        schedule = self.diffusion.schedule
-        shape = (self.codec.channels, *latent_size)
-        noise = ImageNoise(seeds=seeds, shape=shape, device=cond.tokens.device)
-        x = noise.start() * float(schedule.sigma(times[0]))  # (B, C, H, W) of pure noise
-        denoise = self.guidance(self.diffusion, self.network, cond, nothing)
-        x = self.sampler(denoise, schedule, x, times, noise=noise)
-        return to_uint8(self.codec.decode(x))
+        cond = conditioning(self.text_encoder, requests)
+        scales = None
+        if any(request.scale is not None for request in requests):
+            own = float(getattr(self.guidance, "scale", 1.0))
+            scales = [own if request.scale is None else request.scale for request in requests]
+        uncond = None
+        if self.guidance.needs_uncond or scales is not None:
+            uncond = self.text_encoder([request.negative for request in requests])
+        denoise = self.guidance(
+            diffusion, self.network, cond, uncond, scales=scales, weaker=self._weaker(requests, latent_size)
+        )
+        noise = ImageNoise(
+            seeds=[request.seed for request in requests],
+            shape=(self.codec.channels, *latent_size),
+            device=cond.tokens.device,
+            turned=[
+                None if request.blend is None else (request.blend.seed, request.blend.fraction)
+                for request in requests
+            ],
+        )
+        x = route(self.sampler, denoise, diffusion.schedule, times, noise=noise, on_step=on_step)
+        return to_uint8(route.finish(self.codec.decode(x)))
+
+    def _weaker(self, requests: Sequence[Request], latent_size: tuple[int, int]) -> Denoiser | None:
+        if self.guide is None:
+            return None
+        diffusion = self.guide.diffusion.for_latents((self.codec.channels, *latent_size))
+        return diffusion.denoiser(self.guide.network, conditioning(self.guide.text_encoder, requests))
+
+    def _parts(self) -> list[object]:
+        guide = [] if self.guide is None else [self.guide.network, self.guide.text_encoder]
+        return [self.network, self.text_encoder, self.codec, *guide]
+
+
+def conditioning(text_encoder: TextEncoder, requests: Sequence[Request]) -> Conditioning:
+    """The prompts', B of them, each as far towards its second prompt as its blend says."""
+    cond = text_encoder([request.prompt for request in requests])
+    blends = [request.blend for request in requests]
+    if all(blend is None for blend in blends):
+        return cond
+    others = [request.prompt if request.blend is None else request.blend.prompt for request in requests]
+    fractions = torch.tensor([0.0 if blend is None else blend.fraction for blend in blends])
+    return between(cond, text_encoder(others), fractions)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ldm.sampling.request import Blend, Request
+
 TEXT_KEY = "ldm"  # of the PNG's tEXt chunk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One picture's recipe, plain data only.
+    """One picture's recipe, plain data only. What has a default came later than the first recipes.
 
     ``row`` is the picture's place in its batch: with the same batch size and the same row every kernel does the same
     sums in the same order.
@@ -40,6 +42,20 @@ class Recipe:
     weights: str  # "ema" or "online"
     device: str
     versions: dict[str, str]
+    negative: str = ""
+    scale: float | None = None  # the prompt's own guidance scale, in place of the guidance's
+    blend: dict[str, Any] | None = None  # the fields of a ``Blend``
+    mode: dict[str, Any] = field(default_factory=lambda: {"_target_": "ldm.sampling.modes.Text"})
+    inputs: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # what for -> path and sha256 of a file it needs
+
+    def request(self) -> Request:
+        """What the picture was asked for with."""
+        blend = None if self.blend is None else Blend(**self.blend)
+        return Request(
+            prompt=self.prompt, seed=self.seed, negative=self.negative, scale=self.scale, blend=blend
+        )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=True)
@@ -51,13 +67,14 @@ class Recipe:
             plain = json.loads(text)
             recipe = Recipe(**plain)
             height, width = recipe.latent_size
+            recipe.request()
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a recipe this version understands ({error})") from error
         return dataclasses.replace(recipe, latent_size=(int(height), int(width)))
 
 
 def part_to_plain(part: Any) -> dict[str, Any]:
-    """A sampler, grid or guidance -> ``{"_target_": ..., field: value}``, as a config writes it."""
+    """A sampler, grid, guidance or mode -> ``{"_target_": ..., field: value}``, as a config writes it."""
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         raise TypeError(
             f"{part!r} cannot be written into a recipe: make it a frozen dataclass of plain values"
@@ -84,7 +101,7 @@ def plain_to_part(plain: dict[str, Any]) -> Any:
             kind = None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module_name):
         raise ValueError(
-            f"a recipe may only name samplers, grids and guidances of ldm.sampling, not {target!r}"
+            f"a recipe may only name samplers, grids, guidances and modes of ldm.sampling, not {target!r}"
         )
     try:
         return kind(**values)

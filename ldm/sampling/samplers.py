@@ -1,119 +1,51 @@
-"""Samplers: pure functions that walk x from noise to data along a denoiser.
+"""The samplers of first order, and Heun's: where each starts is explained in ``walk``.
 
-The probability-flow ODE (Song et al. 2020, 2011.13456) reads, in the coordinates alpha and sigma::
+A step of first order holds x0 over the step and may draw a part of the noise anew. With ``keep`` the part of the noise
+direction that is kept, every one of them is
 
-    dx = x0(x, t) dalpha + eps(x, t) dsigma
+    x1 = alpha1 * x0 + sigma1 * (keep * eps + sqrt(1 - keep^2) * fresh noise)
 
-with x0 and eps as the denoiser predicts them. Integrating against dalpha and dsigma themselves, rather than
-against dt, needs no derivative of the schedule, so the same few lines serve every schedule and parameterization,
-also where sigma has a vertical tangent (``VPLinear`` at t = 0).
-
-Times are read once into Python floats, alpha and sigma come from float64. ``on_step`` sees the step's number, x and
-the prediction, before the step is taken.
+so x1 has the right mean and variance given x0 whatever ``keep`` is; they differ in ``keep`` alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ldm.interfaces import Denoiser, NoiseSchedule, NoiseSource, Prediction, StepCallback
+from ldm.interfaces import Denoiser, NoiseSchedule, NoiseSource, StepCallback
+from ldm.sampling.walk import LinearSampler, Row, Step, combine, steps_along
 
 
-class Step(NamedTuple):
-    """From time t to the smaller time t1."""
-
-    number: int
-    t: float
-    t1: float
-    alpha: float
-    alpha1: float
-    sigma: float
-    sigma1: float
+def first_order(step: Step, *, keep: float = 1.0) -> Row:
+    """The line above, eps written as (x - alpha * x0) / sigma."""
+    scale = keep * step.sigma1 / step.sigma
+    fresh = step.sigma1 * math.sqrt((1 - keep) * (1 + keep))
+    return Row(x=scale, x0=(step.alpha1 - scale * step.alpha,), noise=fresh)
 
 
-def steps_along(schedule: NoiseSchedule, times: Tensor) -> Iterator[Step]:
-    """times (num_steps + 1,) falling -> the steps between them.
-
-    Raises:
-        ValueError: Fewer than two times, or times that do not fall within [0, 1].
-    """
-    t = times.detach().to("cpu", torch.float64)
-    if t.ndim != 1 or len(t) < 2 or not bool((t.diff() < 0).all()) or t[0] > 1 or t[-1] < 0:
-        raise ValueError(f"times must fall within [0, 1], at least two of them, got {t.tolist()}")
-    alpha, sigma = schedule.alpha(t).tolist(), schedule.sigma(t).tolist()
-    for i in range(len(t) - 1):
-        yield Step(i, float(t[i]), float(t[i + 1]), alpha[i], alpha[i + 1], sigma[i], sigma[i + 1])
-
-
-def ask(denoise: Denoiser, x: Tensor, t: float) -> Prediction:
-    """The prediction for x (B, C, H, W), all rows at the same time."""
-    return denoise(x, torch.full((len(x),), t, dtype=torch.float32, device=x.device))
+def renewed(step: Step, eta: float) -> Row:
+    """``eta`` times the noise of q(x1 | x, x0), whose variance is sigma1^2 (1 - ratio^2), drawn anew."""
+    return first_order(step, keep=math.sqrt(1 - eta**2 + (eta * step.ratio) ** 2))
 
 
 @dataclass(frozen=True)
-class Euler:
-    """First order, one network call a step: x0 and eps are held over the step.
+class Euler(LinearSampler):
+    """First order, deterministic: DDIM with eta = 0, and Euler's method in sigma / alpha (Karras et al. 2022).
 
-    This is DDIM with eta = 0 (Song et al. 2020, 2010.02502); on the rectified flow it is Euler's method in t.
+    On the rectified flow it is Euler's method in t.
     """
 
-    def __call__(
-        self,
-        denoise: Denoiser,
-        schedule: NoiseSchedule,
-        x: Tensor,
-        times: Tensor,
-        *,
-        noise: NoiseSource,
-        on_step: StepCallback | None = None,
-    ) -> Tensor:
-        for step in steps_along(schedule, times):
-            now = ask(denoise, x, step.t)
-            if on_step is not None:
-                on_step(step.number, x, now)
-            x = x + (step.alpha1 - step.alpha) * now.x0 + (step.sigma1 - step.sigma) * now.eps
-        return x
-
-
-@dataclass(frozen=True)
-class Heun:
-    """Second order, two network calls a step: x0 and eps by the trapezoidal rule in alpha and sigma.
-
-    On the rectified flow this is Heun's method in t. A step that ends where sigma is 0 is Euler's, one call
-    (Karras et al. 2022, 2206.00364, algorithm 1): no network is trained there, and the order stays two.
-    """
-
-    def __call__(
-        self,
-        denoise: Denoiser,
-        schedule: NoiseSchedule,
-        x: Tensor,
-        times: Tensor,
-        *,
-        noise: NoiseSource,
-        on_step: StepCallback | None = None,
-    ) -> Tensor:
-        for step in steps_along(schedule, times):
-            now = ask(denoise, x, step.t)
-            if on_step is not None:
-                on_step(step.number, x, now)
-            d_alpha, d_sigma = step.alpha1 - step.alpha, step.sigma1 - step.sigma
-            x1 = x + d_alpha * now.x0 + d_sigma * now.eps
-            if step.sigma1 > 0:
-                then = ask(denoise, x1, step.t1)
-                x1 = x + d_alpha * 0.5 * (now.x0 + then.x0) + d_sigma * 0.5 * (now.eps + then.eps)
-            x = x1
-        return x
+    def rows(self, steps: Sequence[Step]) -> list[Row]:
+        return [first_order(step) for step in steps]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIM:
+class DDIM(LinearSampler):
     """Song et al. 2020, 2010.02502, eq. 12 and 16, stated by the SNR so that it holds for every schedule.
 
     Args:
@@ -127,6 +59,45 @@ class DDIM:
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"DDIM needs eta in [0, 1], got eta={self.eta}")
 
+    def rows(self, steps: Sequence[Step]) -> list[Row]:
+        return [renewed(step, self.eta) for step in steps]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(LinearSampler):
+    """Ancestral sampling (Ho et al. 2020, 2006.11239, eq. 7 and section 3.2), over any times and any schedule.
+
+    Args:
+        large_variance: The variance of a step, between the two that Ho et al. name, on a log scale: 0 is that of
+            q(x1 | x, x0), sigma1^2 (1 - ratio^2), "fixed small"; 1 is that of q(x | x1), sigma^2 (1 - ratio^2), their
+            beta, "fixed large". The step to sigma = 0 draws no noise.
+    """
+
+    large_variance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.large_variance <= 1.0:
+            raise ValueError(f"DDPM needs large_variance in [0, 1], got large_variance={self.large_variance}")
+
+    def rows(self, steps: Sequence[Step]) -> list[Row]:
+        rows = [renewed(step, 1.0) for step in steps]
+        return [
+            row._replace(noise=row.noise * (step.sigma / step.sigma1) ** self.large_variance)
+            if step.sigma1 > 0
+            else row
+            for row, step in zip(rows, steps, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Second order, two network calls a step: x0 and eps by the trapezoidal rule in alpha and sigma.
+
+    The ODE in the form ``dx = x0 dalpha + eps dsigma``. On a variance exploding schedule this is the method of Karras
+    et al. 2022, 2206.00364, algorithm 1, and on the rectified flow Heun's method in t. It needs no log-SNR, so it may
+    start at alpha = 0. A step to sigma = 0 is Euler's, one call: no network is trained there, and the order stays two.
+    """
+
     def __call__(
         self,
         denoise: Denoiser,
@@ -137,14 +108,16 @@ class DDIM:
         noise: NoiseSource,
         on_step: StepCallback | None = None,
     ) -> Tensor:
+        """x (B, C, H, W) at times[0], times (num_steps + 1,) falling -> x at times[-1]."""
         for step in steps_along(schedule, times):
-            now = ask(denoise, x, step.t)
+            now = denoise(x, step.t)
             if on_step is not None:
                 on_step(step.number, x, now)
-            # the variance of q(x_t1 | x_t, x0) is sigma1^2 * (1 - SNR(t) / SNR(t1))
-            snr_ratio = (step.alpha * step.sigma1 / (step.alpha1 * step.sigma)) ** 2
-            fresh = self.eta * step.sigma1 * math.sqrt(1 - snr_ratio)
-            x = step.alpha1 * now.x0 + math.sqrt(step.sigma1**2 - fresh**2) * now.eps
-            if fresh > 0:
-                x = x + fresh * noise(step.number)
+            x1 = combine(first_order(step), x, [now.x0], noise, step.number)
+            if step.sigma1 > 0:
+                then = denoise(x1, step.t1)
+                d_alpha, d_sigma = step.alpha1 - step.alpha, step.sigma1 - step.sigma
+                # the mean of this step with what was said at its start, and with what was said at its end
+                x1 = torch.lerp(x1, x.add(then.x0, alpha=d_alpha).add(then.eps, alpha=d_sigma), 0.5)
+            x = x1
         return x

@@ -5,6 +5,7 @@ Read next: ``ldm/diffusion/diffusion.py``, where the loss is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from ldm import randomness
 from ldm.diffusion.diffusion import Diffusion
+from ldm.diffusion.schedules import log_snr
 from ldm.interfaces import Batch, Guidance, LatentCodec, Sampler, TextEncoder
 from ldm.sampling.generate import Generation
 from ldm.sampling.grids import Grid
 from ldm.training.module import TrainingModule
+from ldm.training.noise_levels import BY_LOG_SNR, LossByNoise
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe
 
 
@@ -26,7 +29,7 @@ class DiffusionModule(TrainingModule):
     Every random choice for a picture is tied to (seed, its key, its visit): see ``ldm/randomness.py``.
 
     Args:
-        diffusion: Schedule, parameterization, law of t and loss weight.
+        diffusion: Schedule, parameterization, law of t and loss. Weights of its uncertainty, if any, are trained too.
         network: The denoising network.
         text_encoder: Captions -> Conditioning.
         codec: Frozen autoencoder; neither trained nor written into checkpoints, but its hash is.
@@ -70,6 +73,9 @@ class DiffusionModule(TrainingModule):
                 f"image_size={image_size} is not divisible by the codec's stride {codec.downsample}"
             )
         self.diffusion = diffusion
+        # here as well, so that Lightning moves and saves its weights
+        self.uncertainty = diffusion.uncertainty
+        self.noise_levels = LossByNoise()
         self.network = network
         self.text_encoder = text_encoder
         self.codec = codec
@@ -88,18 +94,29 @@ class DiffusionModule(TrainingModule):
             caption if keep else "" for caption, keep in zip(batch.captions, kept.tolist(), strict=True)
         ]
         u = randomness.uniform(self.seed, "time", batch.keys, batch.visits)
-        loss = self.losses(batch, captions, u, purpose="noise").mean()
+        losses, _ = self.losses(batch, captions, u, purpose="noise")
+        loss = losses.mean()
         self.log("train/loss", loss, batch_size=len(batch), sync_dist=True)  # the global batch's
         self.count(batch)
         return loss
 
-    def losses(self, batch: Batch, captions: list[str], u: Tensor, *, purpose: str) -> Tensor:
-        """Loss of each sample (B,), with captions as given, times by the quantiles ``u`` (B,), keyed noise."""
+    def losses(self, batch: Batch, captions: list[str], u: Tensor, *, purpose: str) -> tuple[Tensor, Tensor]:
+        """Loss and log-SNR of each sample, (B,) each; captions as given, times by the quantiles u (B,), keyed noise."""
         x0 = self.clean_latents(batch, purpose=f"{purpose} of the posterior")  # (B, C, H, W)
+        channels, height, width = x0.shape[1:]
+        diffusion = self.diffusion.for_latents((channels, height, width))
+
+        def more_noise(shape: Sequence[int]) -> Tensor:
+            name = f"{purpose} of shape {tuple(shape)}"
+            return randomness.normal(shape, self.seed, name, batch.keys, batch.visits).to(x0)
+
         eps = randomness.normal(x0.shape[1:], self.seed, purpose, batch.keys, batch.visits).to(x0)
-        t = self.diffusion.times(u.to(x0), slots=batch.slots, num_slots=batch.num_slots)  # (B,)
+        eps = diffusion.training_noise(x0, eps, more_noise)
+        # On the CPU, where the draws are: the same times for every device, and laws by bisection need not wait for one.
+        t = diffusion.times(u, slots=batch.slots, num_slots=batch.num_slots).to(x0.device)  # (B,)
         cond = self.text_encoder(captions)
-        return self.diffusion.loss(self.network, x0, cond, eps=eps, t=t)
+        loss = diffusion.loss(self.network, x0, cond, eps=eps, t=t)
+        return loss, log_snr(diffusion.schedule, t)
 
     def clean_latents(self, batch: Batch, *, purpose: str) -> Tensor:
         """x0 (B, C, H, W), from cached moments where the batch carries them, else from its pictures."""
@@ -119,15 +136,28 @@ class DiffusionModule(TrainingModule):
         """The same pictures with the same noise and times each time: times stratified over the validation set."""
         u = torch.full((len(batch),), 0.5)
         t_quantiles = (torch.tensor(batch.slots) + u) / batch.num_slots
-        loss = self.losses(batch, batch.captions, t_quantiles, purpose="validation noise")
-        self.log("val/loss", loss.mean(), batch_size=len(batch), on_epoch=True, sync_dist=True)
+        losses, levels = self.losses(batch, batch.captions, t_quantiles, purpose="validation noise")
+        self.log("val/loss", losses.mean(), batch_size=len(batch), on_epoch=True, sync_dist=True)
+        self.noise_levels.add(losses, levels)
         return None
+
+    def on_validation_epoch_start(self) -> None:
+        self.noise_levels = LossByNoise()
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self.trainer.strategy.reduce(self.noise_levels.sums.to(self.device), reduce_op="sum")
+        for level, loss in LossByNoise(sums=sums.cpu()).means().items():
+            self.log(f"{BY_LOG_SNR}{level:+d}", loss)
 
     # --- around the step ----------------------------------------------------------------------------------------
 
     def parts(self) -> dict[str, nn.Module]:
-        parts = {"network": self.network, "text_encoder": self.text_encoder}
-        return {name: part for name, part in parts.items() if any(p.requires_grad for p in part.parameters())}
+        parts = {"network": self.network, "text_encoder": self.text_encoder, "uncertainty": self.uncertainty}
+        return {
+            name: part
+            for name, part in parts.items()
+            if isinstance(part, nn.Module) and any(p.requires_grad for p in part.parameters())
+        }
 
     def generation(self, num_steps: int | None = None) -> Generation:
         """Prompts -> pictures with the weights that are in the module now."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from ldm.training.figures import new_figure, save
+from ldm.training.noise_levels import BY_LOG_SNR, draw_noise_levels
 
 TRAIN_COLOUR = "#3465a4"
 VAL_COLOUR = "#cc4c02"
@@ -26,6 +28,8 @@ class Curve:
 def draw_metrics(metrics: str | Path, folder: str | Path) -> list[Path]:
     """Draw every metric of a metrics.csv; train/<name> and val/<name> share the picture <name>.png.
 
+    The loss by noise level is drawn over log-SNR instead, as loss_by_noise.png.
+
     Args:
         metrics: the file; one row per step, empty cells where a metric was not logged.
         folder: where the pictures go; made if missing. Former pictures are replaced in one go.
@@ -36,11 +40,15 @@ def draw_metrics(metrics: str | Path, folder: str | Path) -> list[Path]:
     curves, axis = read_curves(metrics)
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
+        if curve.name.startswith(BY_LOG_SNR):
+            continue  # together in one picture, below
         room, _, name = curve.name.partition("/")
         key = name if room in ("train", "val") and name else curve.name
         groups.setdefault(key.replace("/", "_"), []).append(curve)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return [draw_group(group, axis, Path(folder) / f"{key}.png") for key, group in groups.items()]
+    pictures = [draw_group(group, axis, Path(folder) / f"{key}.png") for key, group in groups.items()]
+    levels = draw_noise_levels(metrics, Path(folder) / "loss_by_noise.png")
+    return pictures if levels is None else [*pictures, levels]
 
 
 def read_curves(metrics: str | Path) -> tuple[list[Curve], str]:
@@ -74,13 +82,7 @@ def smoothed(y: np.ndarray, *, span: float) -> np.ndarray:
 
 def draw_group(curves: list[Curve], axis: str, path: Path) -> Path:
     """One picture: training metrics raw and smoothed, validation metrics as points joined by a line."""
-    # The object interface, not pyplot: no global state, no display, safe beside a user's own matplotlib.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    plot = figure.subplots()
+    figure, plot = new_figure()
     for curve in curves:
         if curve.name.startswith("val/"):
             plot.plot(
@@ -113,13 +115,8 @@ def draw_group(curves: list[Curve], axis: str, path: Path) -> Path:
             plot.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
     plot.set_xlabel(axis)
     plot.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    plot.grid(alpha=0.25, which="both")
-    plot.spines[["top", "right"]].set_visible(False)
     plot.legend(frameon=False, fontsize=9)
-    hidden = path.with_name(f".{path.name}")
-    figure.savefig(hidden, format="png")
-    os.replace(hidden, path)  # a viewer never meets half a picture
-    return path
+    return save(figure, path)
 
 
 def wants_log_axis(values: np.ndarray) -> bool:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,86 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import nn
 
-from ldm.commands import again as again_command
 from ldm.commands import sample as sample_command
-from ldm.commands.load import LoadedRun
-from ldm.sampling.from_run import FromRun, GuidanceFromRun
-from ldm.sampling.generate import Generation
-from ldm.sampling.guidance import ClassifierFree
+from ldm.sampling.from_run import GuidanceFromRun
+from ldm.sampling.guidance import ClassifierFree, Unguided
 from ldm.sampling.recipe import read_recipe
 from ldm.sampling.samplers import DDIM
 from ldm.training.checkpoint import file_hash
 from ldm.training.run import RunFolder
-from tests.sampling.tiny import generation
-
-
-class Module(nn.Module):
-    """What a diffusion run's module offers to sampling."""
-
-    latent_size = (4, 6)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.own = generation()
-        self.network, self.codec = self.own.network, self.own.codec
-
-    def generation(self) -> Generation:
-        return self.own
+from tests.commands.sampling import make_run, no_network, pictures, sample
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder whose loading is cut short: its weights are always the same."""
-    folder = tmp_path / "runs" / "tiny" / "one"
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text("{}")
-    (folder / "checkpoints" / "last.ckpt").write_bytes(b"weights")
-
-    def load_run(run: str | Path, *, weights: str = "ema", runs: str | Path = "runs") -> LoadedRun:
-        checkpoint = Path(run) if Path(run).suffix == ".ckpt" else folder / "checkpoints" / "last.ckpt"
-        values: dict[str, Any] = {
-            "folder": RunFolder(folder),
-            "config": {},
-            "module": Module(),
-            "checkpoint_path": checkpoint,
-            "checkpoint_hash": file_hash(checkpoint),
-            "weights": weights,
-            "images_seen": 64,
-        }
-        known = {field.name for field in dataclasses.fields(LoadedRun)}
-        return LoadedRun(**{name: value for name, value in values.items() if name in known})
-
-    monkeypatch.setattr(sample_command, "load_run", load_run)
-    monkeypatch.setattr(again_command, "load_run", load_run)
-    return folder
-
-
-def sample(run: Path | str | None, **given: Any) -> None:
-    """The command with the defaults of its config."""
-    defaults: dict[str, Any] = {
-        "prompts": None,
-        "seeds": None,
-        "num_images": None,
-        "num_steps": None,
-        "image_size": None,
-        "batch_size": 4,
-        "sampler": FromRun(),
-        "grid": FromRun(),
-        "guidance": GuidanceFromRun(),
-        "weights": "ema",
-        "device": "cpu",
-        "out": None,
-        "from_image": None,
-    }
-    sample_command.sample(run=None if run is None else str(run), **{**defaults, **given})
-
-
-def pictures(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.png") if not file.name.startswith("grid-"))
+    return make_run(tmp_path, monkeypatch)
 
 
 def test_pictures_of_every_prompt_and_seed_with_recipes_and_one_grid(run: Path) -> None:
@@ -186,6 +121,16 @@ def test_a_spoiled_picture_is_told_from_the_same(run: Path, capsys: pytest.Captu
         ({"prompts": ["a"], "image_size": 7}, "multiples of 2"),
         ({"prompts": ["a"], "image_size": [8, 8, 8]}, "multiples of 2"),
         ({"prompts": ["a"], "from_image": "x.png"}, "leave out prompts"),
+        ({"trace": True, "from_image": "x.png"}, "leave out .* trace"),
+        ({"prompts": ["a", "b"], "trace": True}, "trace=true shows how one picture came about, and 2 are"),
+        ({"prompts": ["a"], "prompts_file": "x.txt"}, "both given"),
+        ({"prompts_file": "absent.txt"}, "no file absent.txt"),
+        (
+            {"prompts": ["a"], "negative": "b", "guidance": Unguided()},
+            "negative prompts count in guidance only",
+        ),
+        ({"prompts": ["a"], "negative": "b", "guidance": GuidanceFromRun(scale=1.0)}, "of scale 1"),
+        ({"prompts": [{"prompt": "a", "guidance": 2}], "guidance": Unguided()}, "Unguided has no scale"),
         ({"from_image": "x.png"}, "x.png"),
     ],
     ids=str,
@@ -193,10 +138,7 @@ def test_a_spoiled_picture_is_told_from_the_same(run: Path, capsys: pytest.Captu
 def test_what_cannot_be_is_refused_before_any_network_runs(
     run: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], message: str
 ) -> None:
-    def images(*args: Any, **kwargs: Any) -> torch.Tensor:
-        raise AssertionError("a network ran")
-
-    monkeypatch.setattr(Generation, "images", images)
+    no_network(monkeypatch)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         sample(run, **given)
 

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from ldm.diffusion.schedules import Cosine
 from ldm.interfaces import NoiseSchedule, Sampler
-from ldm.sampling.generate import to_uint8
+from ldm.sampling.generate import Guide, to_uint8
+from ldm.sampling.guidance import Autoguidance, ClassifierFree, Unguided
+from ldm.sampling.guidance_projected import APG
+from ldm.sampling.guidance_zero_star import CFGZeroStar
+from ldm.sampling.modes import ImageToImage, Inpaint
+from ldm.sampling.request import Blend, Request
 from ldm.sampling.samplers import DDIM, Euler, Heun
 from tests.sampling.tiny import Network, generation
 
@@ -92,3 +100,132 @@ def test_impossible_requests_are_refused(
 
 def test_to_uint8_covers_the_range_and_clips() -> None:
     assert to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+# ------------------------------------------------------------------------------------------------- requests
+
+
+REQUESTS = [
+    Request(prompt="one", seed=0),
+    Request(prompt="one", seed=0, negative="two"),
+    Request(prompt="one", seed=0, blend=Blend(prompt="three", seed=0, fraction=0.5)),
+    Request(prompt="one", seed=0, blend=Blend(prompt="one", seed=5, fraction=0.5)),
+]
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [ClassifierFree(scale=3.0), APG(scale=3.0), CFGZeroStar(scale=3.0)],
+    ids=lambda g: type(g).__name__,
+)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_each_part_of_a_request_counts_and_each_picture_can_be_made_alone(
+    guidance: ClassifierFree, scaled: bool
+) -> None:
+    it = dataclasses.replace(generation(DDIM(eta=0.5)), guidance=guidance)
+    requests = list(REQUESTS)
+    if scaled:
+        requests = [dataclasses.replace(r, scale=1.0 + i) for i, r in enumerate(requests)]
+    together = it.pictures(requests, latent_size=SIZE, batch_size=4)
+    assert len({tuple(picture.flatten().tolist()) for picture in together}) == 4
+    # row by row as it stood, in a batch of nothing else
+    alone = [it.pictures([r] * 4, latent_size=SIZE, batch_size=4)[i] for i, r in enumerate(requests)]
+    assert torch.equal(torch.stack(alone), together)
+
+
+def test_a_scale_of_its_own_is_the_guidance_of_that_scale() -> None:
+    it = generation()
+    own = dataclasses.replace(it, guidance=ClassifierFree(scale=5.0))
+    (a,) = it.pictures([Request(prompt="one", seed=0, scale=5.0)], latent_size=SIZE, batch_size=2)
+    (b,) = own.pictures([Request(prompt="one", seed=0)], latent_size=SIZE, batch_size=2)
+    assert torch.equal(a, b)
+
+
+def test_blends_begin_and_end_at_their_pictures() -> None:
+    it = generation()
+    ends = it.pictures(
+        [Request(prompt="one", seed=0), Request(prompt="two", seed=5)], latent_size=SIZE, batch_size=4
+    )
+    way = [
+        Request(prompt="one", seed=0, blend=Blend(prompt="two", seed=5, fraction=fraction))
+        for fraction in (0.0, 1.0)
+    ]
+    made = it.pictures(way, latent_size=SIZE, batch_size=4)
+    assert torch.equal(made[0], ends[0])
+    assert (made[1].int() - ends[1].int()).abs().max() <= 1
+
+
+def test_an_empty_negative_prompt_is_the_null_condition_and_unguided_asks_for_none() -> None:
+    it = generation()
+    asked: list[list[str]] = []
+    encoder = it.text_encoder
+
+    def encode(captions: Sequence[str]):  # type: ignore[no-untyped-def]
+        asked.append(list(captions))
+        return encoder(captions)
+
+    it = dataclasses.replace(it, text_encoder=encode)
+    it.images(["one"], [0], latent_size=SIZE, batch_size=1)
+    assert asked == [["one"], [""]]
+    asked.clear()
+    dataclasses.replace(it, guidance=Unguided()).images(["one"], [0], latent_size=SIZE, batch_size=1)
+    assert asked == [["one"]]
+
+
+def test_autoguidance_asks_the_weaker_model_with_its_own_encoder() -> None:
+    it = dataclasses.replace(generation(), guidance=Autoguidance(scale=2.0, run="weak"))
+    with pytest.raises(ValueError, match="was not loaded"):
+        it.images(["one"], [0], latent_size=SIZE, batch_size=1)
+    other = generation(seed=1)
+    guide = Guide(diffusion=other.diffusion, network=other.network, text_encoder=other.text_encoder)
+    guided = dataclasses.replace(it, guide=guide)
+    itself = Guide(diffusion=it.diffusion, network=it.network, text_encoder=it.text_encoder)
+    plain = dataclasses.replace(it, guidance=Unguided())
+    pictures = [
+        one.images(["one"], [0], latent_size=SIZE, batch_size=1)
+        for one in (guided, dataclasses.replace(it, guide=itself), plain)
+    ]
+    assert not torch.equal(pictures[0], pictures[2])
+    assert (pictures[1].int() - pictures[2].int()).abs().max() <= 1  # away from itself leads nowhere
+
+
+@pytest.mark.parametrize("sampler", [Euler(), Heun(), DDIM(eta=1.0)], ids=str)
+def test_edited_pictures_do_not_depend_on_the_batch_split(sampler: Sampler) -> None:
+    it = generation(sampler)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1.0
+    requests = [Request(prompt=prompt, seed=seed) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
+    for mode in (
+        ImageToImage(image="", strength=0.5),
+        Inpaint(image="", mask=""),
+        Inpaint(image="", mask="", num_passes=2, stretch=2, strength=0.75),
+    ):
+        with torch.no_grad():
+            route = mode.route(it.codec, {"image": image, "mask": mask})
+        together = it.pictures(requests, latent_size=SIZE, batch_size=4, route=route)
+        parts = [
+            it.pictures(requests[i : i + 2], latent_size=SIZE, batch_size=4, route=route)
+            for i in range(0, 7, 2)
+        ]
+        assert torch.equal(torch.cat(parts), together)
+
+
+def test_what_is_pasted_is_the_picture_itself() -> None:
+    it = generation()
+    pixels = torch.randint(0, 256, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1.0
+    with torch.no_grad():
+        route = Inpaint(image="", mask="").route(it.codec, {"image": pixels / 127.5 - 1, "mask": mask})
+    (made,) = it.pictures([Request(prompt="one", seed=0)], latent_size=SIZE, batch_size=2, route=route)
+    assert torch.equal(made[..., :8].long(), pixels[0, ..., :8])
+    assert not torch.equal(made[..., 8:].long(), pixels[0, ..., 8:])
+
+
+def test_steps_are_shown() -> None:
+    seen: list[int] = []
+    generation().pictures(
+        REQUESTS, latent_size=SIZE, batch_size=4, on_step=lambda step, x, prediction: seen.append(step)
+    )
+    assert seen == [0, 1, 2, 3]

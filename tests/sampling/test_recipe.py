@@ -84,7 +84,7 @@ def test_the_same_picture_and_recipe_make_the_same_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_recipe_cannot_run_other_code(target: str) -> None:
-    with pytest.raises(ValueError, match=r"only name samplers, grids and guidances"):
+    with pytest.raises(ValueError, match=r"only name samplers, grids, guidances and modes"):
         plain_to_part({"_target_": target})
 
 

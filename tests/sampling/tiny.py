@@ -59,6 +59,14 @@ class Codec(nn.Module):
         super().__init__()
         self.out = nn.ConvTranspose2d(4, 3, 2, stride=2)
 
+    def moments(self, images: Tensor) -> Tensor:
+        folded = nn.functional.pixel_unshuffle(images, 2)  # (B, 12, H, W)
+        return torch.cat([folded[:, ::3], torch.zeros_like(folded[:, ::3])], dim=1)
+
+    def latents(self, moments: Tensor, *, noise: Tensor | None) -> Tensor:
+        mean, log_var = moments.chunk(2, dim=1)
+        return mean if noise is None else mean + torch.exp(0.5 * log_var) * noise
+
     def decode(self, latents: Tensor) -> Tensor:
         return self.out(latents)
 

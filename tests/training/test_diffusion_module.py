@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm.codecs.identity import IdentityCodec
+from ldm.diffusion.diffusion import Diffusion
+from ldm.diffusion.parameterizations import Flow
+from ldm.diffusion.schedules import RectifiedFlow
+from ldm.diffusion.shifts import DimensionShift, Shifted
+from ldm.diffusion.time_samplers import LogitNormal, LogNormalSigma, Stratified
+from ldm.diffusion.training_noise import Immiscible, NoiseOffset
+from ldm.diffusion.uncertainty import LearnedUncertainty
+from ldm.diffusion.weightings import Unweighted
+from ldm.interfaces import Batch, Conditioning
+from ldm.sampling.grids import Uniform
+from ldm.sampling.guidance import Unguided
+from ldm.sampling.samplers import Euler
+from ldm.training.checkpoint import load_weights
+from ldm.training.diffusion_module import DiffusionModule
+from ldm.training.ema import EMA
+from ldm.training.optim import AdamW, ConstantRate
+from ldm.training.run import RunFolder
+from ldm.training.saving import Checkpoints
+from tests.training.tiny import SIDE, batch_at, fit
+
+
+class Captions(nn.Module):
+    width, pooled_width, length = 2, 2, 1
+
+    def forward(self, captions: Sequence[str]) -> Conditioning:
+        n = len(captions)
+        mask = torch.ones(n, 1, dtype=torch.bool)
+        return Conditioning(tokens=torch.zeros(n, 1, 2), mask=mask, pooled=torch.zeros(n, 2))
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 1)
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        self.asked.append((x.detach(), t.detach()))
+        return self.mix(x)
+
+
+def module(**parts: Any) -> DiffusionModule:
+    defaults = Diffusion(
+        schedule=RectifiedFlow(),
+        parameterization=Flow(),
+        time_sampler=Stratified(law=LogitNormal()),
+        weighting=Unweighted(),
+    )
+    torch.manual_seed(0)
+    return DiffusionModule(
+        diffusion=replace(defaults, **parts),
+        network=Network(),
+        text_encoder=Captions(),
+        codec=IdentityCodec(),
+        optimizer=AdamW(lr=0.01),
+        lr_schedule=ConstantRate(),
+        sampler=Euler(),
+        grid=Uniform(),
+        guidance=Unguided(),
+        num_steps=2,
+        num_images=100,
+        image_size=SIDE,
+    )
+
+
+def noises(it: DiffusionModule, batch: Batch) -> Tensor:
+    """eps (B, 3, 8, 8) as a step uses it, read off what the network is shown."""
+    u = torch.full((len(batch),), 0.9)
+    it.losses(batch, batch.captions, u, purpose="noise")
+    x_t, t = it.network.asked[-1]
+    t = t.reshape(-1, 1, 1, 1)
+    assert batch.images is not None
+    return (x_t - (1 - t) * batch.images) / t
+
+
+def test_the_uncertainty_is_trained_averaged_saved_and_loaded(tmp_path: Path) -> None:
+    it = module(uncertainty=LearnedUncertainty(num_features=8))
+    assert set(it.parts()) == {"network", "uncertainty"}
+    folder = RunFolder(tmp_path)
+    fit(
+        folder.path,
+        [EMA(decay=0.5), Checkpoints(every_num_images=4)],
+        module=it,
+        max_steps=3,
+    )
+    weights = it.diffusion.uncertainty.weight
+    assert (weights != 0).all(), "nothing was learned"
+    checkpoint = torch.load(folder.checkpoints / "last.ckpt", weights_only=True)
+    assert torch.equal(checkpoint["state_dict"]["uncertainty.weight"], weights)
+    averaged = checkpoint["ema"]["uncertainty"]["weight"]
+    assert not torch.equal(averaged, weights)
+    again = module(uncertainty=LearnedUncertainty(num_features=8))
+    assert load_weights(again, checkpoint, weights="online") == "online"
+    assert torch.equal(again.diffusion.uncertainty.weight, weights)
+    assert load_weights(again, checkpoint) == "ema"
+    assert torch.equal(again.diffusion.uncertainty.weight, averaged)
+
+
+def test_without_weights_there_is_nothing_more_to_train() -> None:
+    it = module()
+    assert set(it.parts()) == {"network"}
+    assert not [name for name in it.state_dict() if name.startswith("uncertainty")]
+
+
+def test_the_uncertainty_does_not_change_the_network_s_first_weights() -> None:
+    assert torch.equal(
+        module().network.mix.weight, module(uncertainty=LearnedUncertainty()).network.mix.weight
+    )
+
+
+def test_the_noise_offset_is_tied_to_the_sample() -> None:
+    plain, offset = module(), module(noise=NoiseOffset(strength=0.5))
+    together = noises(offset, batch_at(0)) - noises(plain, batch_at(0))  # (4, 3, 8, 8)
+    torch.testing.assert_close(together, together.mean((2, 3), keepdim=True).expand_as(together))
+    alone = noises(offset, batch_at(2, size=1)) - noises(plain, batch_at(2, size=1))
+    torch.testing.assert_close(alone[0], together[2])
+    assert together[0].sub(together[1]).abs().min() > 1e-3
+    # and it is no copy of the noise's own first numbers, which come from the same seed
+    assert (together[:, 0, 0, 0] / 0.5 - noises(plain, batch_at(0))[:, 0, 0, 0]).abs().min() > 1e-3
+
+
+def test_the_coupling_exchanges_noises_within_the_batch() -> None:
+    batch = batch_at(0)
+    plain, coupled = noises(module(), batch), noises(module(coupling=Immiscible()), batch)
+    assert batch.images is not None
+    torch.testing.assert_close(coupled, Immiscible()(batch.images, plain), atol=1e-5, rtol=1e-4)
+
+
+def test_a_law_in_sigma_and_a_shift_by_shape_meet_in_the_step() -> None:
+    """3 * 8 * 8 = 192 values against 48: a shift of 2; the network is told the moved time, whose sigma has the law."""
+    it = module(
+        schedule=Shifted(schedule=RectifiedFlow(), shift=DimensionShift(base_dim=48)),
+        time_sampler=LogNormalSigma(mean=-1.2, std=1.2),
+    )
+    it.losses(batch_at(0), [""] * 4, torch.full((4,), 0.5), purpose="noise")
+    _, told = it.network.asked[-1]
+    torch.testing.assert_close(told / (1 - told), torch.full((4,), -1.2).exp())
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"coupling": Immiscible(), "noise": NoiseOffset()}], ids=["plain", "all"]
+)
+def test_a_step_can_be_repeated(parts: dict[str, Any]) -> None:
+    u = torch.linspace(0.1, 0.9, 4)
+    one, other = (module(**parts).losses(batch_at(4), [""] * 4, u, purpose="noise")[0] for _ in range(2))
+    assert torch.equal(one, other)
