@@ -5,10 +5,10 @@
     python benchmarks/sampling.py --device cuda --graph        ours as one CUDA graph, too
 
 Both walk with the same network, once with one that does nothing, which leaves the time in question, and once with a
-tiny one. What is timed is what one batch of pictures costs, over the number of network calls. Ours: the grid, the walk's
-coefficients, the network's answer turned into x0 and eps by ``Diffusion``, the sampler's own kernels, and noise drawn in
-each step. Theirs, as in their pipelines: ``set_timesteps``, ``scale_model_input``, the time repeated for the batch, and
-``step``, which draws its noise. Their time without ``set_timesteps`` is in the file, too.
+tiny one. What is timed is what one batch of pictures costs, over the number of network calls. Ours: the grid, the
+walk's coefficients, the network's answer turned into x0 and eps by ``Diffusion``, the sampler's own kernels, and noise
+drawn in each step. Theirs, as in their pipelines: ``set_timesteps``, ``scale_model_input``, the time repeated for the
+batch, and ``step``, which draws its noise. Their time without ``set_timesteps`` is in the file, too.
 
 A graph (``--graph``) takes what Python costs out of a walk. It is captured with the noise drawn beforehand.
 """

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ldm.commands.curves import LOG_SNR_RANGE, Curves
 
-# Told apart by colour-blind eyes as well (Okabe & Ito); after them the same with another line.
+# Told apart by colour-blind eyes as well (Okabe & Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 GREY = "#666666"
 COLUMNS = 3
@@ -46,10 +46,14 @@ def draw(drawn: Sequence[Curves], path: Path, *, panels: Sequence[str]) -> None:
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
-    figure = Figure(figsize=(4.4 * columns, 3.5 * rows + 0.5), dpi=120, layout=layout)
+    legend_rows = -(-len(drawn) // (2 * columns))
+    size = (4.4 * columns, 3.5 * rows + 0.22 * legend_rows + 0.3)  # inches
+    figure = Figure(figsize=size, dpi=120, layout=layout)
     FigureCanvasAgg(figure)  # no display, no global state
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    styles = [Style(COLOURS[i % len(COLOURS)], 1.8 if i < len(COLOURS) else 0.9) for i in range(len(drawn))]
+    # later ones are thinner, so that what lies under them can be seen
+    widths = np.linspace(3.0, 1.3, len(drawn)) if len(drawn) > 1 else [1.8]
+    styles = [Style(COLOURS[i % len(COLOURS)], float(width)) for i, width in enumerate(widths)]
     for axis, name in zip(axes, panels, strict=False):
         panel = PANELS[name]
         for one, style in zip(drawn, styles, strict=True):
@@ -64,13 +68,13 @@ def draw(drawn: Sequence[Curves], path: Path, *, panels: Sequence[str]) -> None:
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     handles = [
-        Line2D([], [], color=style.colour, lw=1.4 * style.width, label=one.label)
+        Line2D([], [], color=style.colour, lw=style.width + 0.6, label=one.label)
         for one, style in zip(drawn, styles, strict=True)
     ]
     figure.legend(
         handles=handles,
         loc="outside upper center",
-        ncols=min(len(drawn), 2 * columns),
+        ncols=-(-len(drawn) // legend_rows),
         frameon=False,
         fontsize=10,
     )
@@ -102,7 +106,7 @@ def _steps(axis: Axes, one: Curves, style: Style) -> None:
     """What lies beyond the frame is a hollow dot at its edge."""
     number = np.arange(1, len(one.steps) + 1)
     shown = np.clip(one.steps, *LOG_SNR_RANGE)
-    axis.plot(number, shown, color=style.colour, lw=0.6 * style.width, alpha=0.6)
+    axis.plot(number, shown, color=style.colour, lw=1, alpha=0.6)
     beyond = shown != one.steps
     # The layout must not count with dots that reach over the edge: it would make room for all of the data.
     dots: dict[str, Any] = {"ms": 4, "color": style.colour, "clip_on": False, "in_layout": False, "zorder": 3}
