@@ -14,7 +14,7 @@ Time runs from t = 0 (data) to t = 1 (noise), for every schedule::
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,37 +23,57 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a network is told besides x_t and t."""
+    """What a network is told besides x_t and t. What a network has no use for may be None."""
 
     tokens: Tensor  # (B, L, D)
     mask: Tensor  # (B, L) bool, True where a real token stands; at least one per row
     pooled: Tensor  # (B, P)
+    labels: Tensor | None = None  # (B,) int64 class labels; the number of classes stands for "no class"
+    sizes: Tensor | None = None  # (B, 6) pixels: original height, width, crop top, left, target height, width
+    guidance: Tensor | None = None  # (B,) the guidance scale, for networks it was distilled into
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def to(self, device: torch.device | str) -> Conditioning:
-        return replace(
-            self, tokens=self.tokens.to(device), mask=self.mask.to(device), pooled=self.pooled.to(device)
-        )
+        return self._each(lambda x: x.to(device))
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
-        return replace(self, tokens=self.tokens[rows], mask=self.mask[rows], pooled=self.pooled[rows])
+        return self._each(lambda x: x[rows])
 
     @staticmethod
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-        """Stack along the batch; shorter token sequences are padded with masked zeros."""
+        """Stack along the batch; shorter token sequences are padded with masked zeros.
+
+        Raises:
+            ValueError: An optional field is given in some parts and missing in others.
+        """
         length = max(part.tokens.shape[1] for part in parts)
 
         def padded(x: Tensor) -> Tensor:
             shape = (x.shape[0], length - x.shape[1], *x.shape[2:])
             return torch.cat([x, x.new_zeros(shape)], dim=1)
 
+        def optional(name: str) -> Tensor | None:
+            given = [x for part in parts if (x := getattr(part, name)) is not None]
+            if given and len(given) < len(parts):
+                raise ValueError(
+                    f"{name} is given in {len(given)} of {len(parts)} conditionings: give it in all"
+                )
+            return torch.cat(given) if given else None
+
         return Conditioning(
             tokens=torch.cat([padded(part.tokens) for part in parts]),
             mask=torch.cat([padded(part.mask) for part in parts]),
             pooled=torch.cat([part.pooled for part in parts]),
+            labels=optional("labels"),
+            sizes=optional("sizes"),
+            guidance=optional("guidance"),
         )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Conditioning(**{name: None if x is None else change(x) for name, x in values.items()})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ldm.commands.compose import CONFIGS, compose
 from ldm.commands.launch import TRAINING, launch
@@ -15,10 +16,22 @@ from ldm.commands.shapes import shapes
 
 FILES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
 CHOICES = [name for name in FILES if "/" in name]
+
+
+def groups_of(command: str) -> set[str]:
+    """The groups in a command's list of defaults."""
+    entries = yaml.safe_load((CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")).get("defaults", [])
+    return {group for entry in entries if isinstance(entry, dict) for group in entry}
+
+
+def is_for_training(choice: str) -> bool:
+    return choice.split("/")[0] in groups_of("train")
+
+
 EXPERIMENTS = [name.removeprefix("experiment/") for name in FILES if name.startswith("experiment/")]
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", filter(is_for_training, CHOICES))
 def test_every_choice_of_a_group_composes_and_passes_the_schema(choice: str) -> None:
     group, _, name = choice.rpartition("/")
     if group == "mode":  # of sampling alone
@@ -28,6 +41,15 @@ def test_every_choice_of_a_group_composes_and_passes_the_schema(choice: str) -> 
     task = ["task=autoencoder"] if name == "none" and group != "debug" else []
     config = compose("train", [*task, f"{group}={name}", "run_id=x"]).config
     check(config, record=TRAINING["record"], complete=False)
+
+
+@pytest.mark.parametrize("choice", [name for name in CHOICES if not is_for_training(name)])
+def test_every_choice_of_a_commands_own_group_does_too(choice: str) -> None:
+    group, _, name = choice.rpartition("/")
+    owners = [verb for verb in verbs() if group in groups_of(verb)]
+    assert owners, f"no command has the group {group}"
+    for verb in owners:
+        check(compose(verb, [f"{group}={name}"]).config, complete=False)
 
 
 @pytest.mark.parametrize("verb", verbs())

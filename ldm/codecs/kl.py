@@ -1,15 +1,14 @@
-"""A trained KL autoencoder as a codec: pictures to normalised latents and back.
+"""A trained autoencoder as a codec: pictures to normalised latents and back.
 
-One safetensors file holds everything: weights, architecture, and the latent contract in the header.
+One safetensors file holds everything: weights, architecture, and the latent contract in the header. Published
+autoencoders come in by the same file: ``ldm import`` writes one from a folder of theirs, once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,15 +17,19 @@ from torch import Tensor, nn
 
 from ldm.codecs.contract import LatentContract, hash_content
 from ldm.nn.autoencoder import AutoencoderKL
+from ldm.nn.autoencoder_base import Autoencoder
+from ldm.nn.autoencoder_dc import AutoencoderDC
 
 FORMAT = "ldm-autoencoder-1"
+NETWORKS: dict[str, type[Autoencoder]] = {c.__name__: c for c in (AutoencoderKL, AutoencoderDC)}
 
 
 class KLCodec(nn.Module):
     """Frozen autoencoder behind the LatentCodec contract.
 
     Args:
-        path: The file that training an autoencoder leaves in its run folder, ``autoencoder.safetensors``.
+        path: The file that training an autoencoder leaves in its run folder, ``autoencoder.safetensors``, or that
+            ``ldm import`` wrote.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -39,9 +42,7 @@ class KLCodec(nn.Module):
     def __init__(self, *, path: str) -> None:
         super().__init__()
         self.path = path
-        architecture, weights, self.contract = read_autoencoder(Path(path))
-        self.autoencoder = AutoencoderKL(**architecture)
-        self.autoencoder.load_state_dict(weights)
+        self.autoencoder, self.contract = read_autoencoder(Path(path))
         self.channels = self.autoencoder.latent_channels
         self.downsample = self.contract.downsample
         self.content_hash = self.contract.content_hash
@@ -71,19 +72,18 @@ class KLCodec(nn.Module):
         return self.autoencoder.decode(latents * self.std + self.mean)
 
 
-def write_autoencoder(
-    path: Path, *, architecture: Mapping[str, Any], weights: Mapping[str, Tensor], contract: LatentContract
-) -> LatentContract:
+def write_autoencoder(path: Path, *, autoencoder: Autoencoder, contract: LatentContract) -> LatentContract:
     """Write the file (beside its place, then renamed) and return the contract with its content hash.
 
     Args:
         path: Where to; parent folders are made.
-        architecture: Arguments of ``AutoencoderKL``, plain data.
-        weights: Its state.
+        autoencoder: With the weights to write.
         contract: The latent statistics; its ``content_hash`` is computed here.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    architecture = json.loads(json.dumps(dict(architecture)))  # plain lists and numbers, as they will be read
+    # Contiguous as a reshape would be: convolutions may keep theirs in channels_last, which files do not know.
+    tensors = {name: x.detach().cpu().contiguous() for name, x in autoencoder.state_dict().items()}
+    described = {"network": type(autoencoder).__name__, **autoencoder.architecture}
+    architecture = json.loads(json.dumps(described))  # plain lists and numbers, as they will be read
     contract = replace(contract, content_hash=hash_content(architecture, tensors, contract))
     header = {"format": FORMAT, "architecture": json.dumps(architecture), "contract": contract.to_json()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,12 +93,13 @@ def write_autoencoder(
     return contract
 
 
-def read_autoencoder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], LatentContract]:
-    """(architecture, weights, contract) of a file; see ``KLCodec`` for the errors."""
+def read_autoencoder(path: Path) -> tuple[Autoencoder, LatentContract]:
+    """The network of a file, with its weights, and the contract; see ``KLCodec`` for the errors."""
     if not path.is_file():
         raise FileNotFoundError(
             f"no autoencoder at {path}: train one first (python train.py experiment=shapes_vae writes "
-            f"autoencoder.safetensors into its run folder) or give its place with codec.path=..."
+            f"autoencoder.safetensors into its run folder), make one of a published autoencoder (ldm import "
+            f"from=<folder> out={path}) or give its place with codec.path=..."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -110,10 +111,20 @@ def read_autoencoder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Lat
         ) from error
     if header.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is not an autoencoder of this project: its header says {header.get('format')!r}"
+            f"{path} is not an autoencoder of this project: its header says {header.get('format')!r}; a published "
+            f"one is made into one by ldm import from={path.parent}"
         )
     architecture = json.loads(header["architecture"])
     contract = LatentContract.from_json(header["contract"])
     if hash_content(architecture, weights, contract) != contract.content_hash:
-        raise ValueError(f"{path} does not match its own content hash: the file was changed after training")
-    return architecture, weights, contract
+        raise ValueError(
+            f"{path} does not match its own content hash: the file was changed after it was written"
+        )
+    name = architecture.pop("network", "AutoencoderKL")  # what all files were before there were others
+    if name not in NETWORKS:
+        raise ValueError(
+            f"{path} holds an autoencoder of class {name!r}; known here are {', '.join(NETWORKS)}"
+        )
+    autoencoder = NETWORKS[name](**architecture)
+    autoencoder.load_state_dict(weights)
+    return autoencoder, contract

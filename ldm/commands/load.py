@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from ldm.commands.schema import check
 from ldm.training.checkpoint import load_weights, read_run
@@ -26,6 +28,7 @@ class LoadedRun:
     checkpoint_hash: str  # sha256 of the file, 64 hex digits
     weights: str  # "ema" or "online": which were loaded
     images_seen: int
+    parts: Mapping[str, nn.Module] = field(default_factory=dict)  # what was trained, by name
 
 
 def load_run(run: str | Path, *, weights: str = "ema", runs: str | Path = "runs") -> LoadedRun:
@@ -43,6 +46,7 @@ def load_run(run: str | Path, *, weights: str = "ema", runs: str | Path = "runs"
     check(saved.config, record="ldm.commands.settings.TrainConfig")
     module = instantiate(saved.config.task, _convert_="all")
     loaded = load_weights(module, saved.checkpoint, weights=weights)
+    parts = module.parts()  # before they are frozen: afterwards nothing is trained
     module.eval().requires_grad_(False)
     return LoadedRun(
         folder=saved.folder,
@@ -52,6 +56,7 @@ def load_run(run: str | Path, *, weights: str = "ema", runs: str | Path = "runs"
         checkpoint_hash=saved.checkpoint_hash,
         weights=loaded,
         images_seen=int(saved.checkpoint["images_seen"]),
+        parts=parts,
     )
 
 

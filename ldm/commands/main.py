@@ -6,6 +6,8 @@ composed and checked before the function's module, and with it torch, is importe
 
 from __future__ import annotations
 
+import ast
+import keyword
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ldm.commands.signatures import signature
+from ldm.commands.signatures import Parameter, signature
 
 USAGE = """usage: ldm <verb> [key=value ...]     ldm <verb> --help     ldm <verb> --cfg job
 
@@ -69,8 +71,20 @@ def run(verb: str, arguments: Sequence[str]) -> Any:
 
     from hydra.utils import get_method
 
-    values = {str(key): _built(config[key]) for key in config if key not in HELPERS and key != "_target_"}
+    found = signature(known[verb])
+    parameters = found.parameters if found else {}
+    values = {}
+    for key in (str(key) for key in config if key not in HELPERS and key != "_target_"):
+        as_it_is = key in parameters and _takes_a_config(parameters[key])
+        values[f"{key}_" if keyword.iskeyword(key) else key] = (
+            config[key] if as_it_is else _built(config[key])
+        )
     return get_method(known[verb])(**values)
+
+
+def _takes_a_config(parameter: Parameter) -> bool:
+    """Whether a part is handed over as its config, to be built later or written down."""
+    return parameter.annotation is not None and "DictConfig" in ast.unparse(parameter.annotation)
 
 
 def _built(value: Any) -> Any:

@@ -36,6 +36,7 @@ class TrainConfig:
         num_images: Images to train on, over all processes; drives everything.
         run_id: Name of the run's folder; made once when null.
         resume: A run to go on with: its folder, or ``<name>/<run_id>``.
+        init_from: Weights to begin with: a run, one of its checkpoints, or what ``ldm import`` wrote.
         tags, notes, group, job_type: For finding the run again.
     """
 
@@ -44,6 +45,7 @@ class TrainConfig:
     num_images: int
     run_id: str | None = None
     resume: str | None = None
+    init_from: str | None = None
     tags: list[str]
     notes: str | None = None
     group: str | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import keyword
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -195,10 +196,16 @@ def _function_parameters(
     pairs = list(zip(positional, [*defaults, *arguments.defaults], strict=True))[1 if skip_self else 0 :]
     pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     parameters = {
-        argument.arg: Parameter(argument.arg, argument.annotation, default is None, module)
+        (name := public(argument.arg)): Parameter(name, argument.annotation, default is None, module)
         for argument, default in pairs
     }
     return parameters, arguments.kwarg is not None
+
+
+def public(name: str) -> str:
+    """What a person calls a parameter: ``from_``, which cannot be named like the keyword, is ``from``."""
+    bare = name.removesuffix("_")
+    return bare if keyword.iskeyword(bare) else name
 
 
 def ancestors(found: Found) -> Iterator[Found | None]:

@@ -14,6 +14,7 @@ from ldm.commands.guide import check_training
 from ldm.training.checkpoint import newest_checkpoint
 from ldm.training.devices import check_devices
 from ldm.training.fit import fit
+from ldm.training.initial import begin_with
 from ldm.training.logging import quiet_lightning
 from ldm.training.run import RunFolder, choose_run_id, exported_run_id, start_run
 
@@ -41,6 +42,8 @@ def train(config: DictConfig) -> float | None:
         path = resumed.path if resumed else Path(config.paths.runs, config.name, config.run_id)
         module, data = built(config.task), built(config.data)
         check_training(module)
+        if (start := config.get("init_from")) and not resumed:  # a resumed run has weights of its own
+            print(begin_with(module, start, runs=config.paths.runs))
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
         folder = start_run(path, config=config, command=["python", *sys.argv], resume=resumed is not None)
         trainer = instantiate(config.trainer, callbacks=parts(config.callbacks), logger=parts(config.logger))

@@ -7,11 +7,16 @@ looked at, to (B, heads, N, d). The projections belong to the networks; the kern
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ldm.nn.layers import RMSNorm
+from ldm.nn.rope import rotate
 
 
 class AttentionKernel(Protocol):
@@ -24,16 +29,6 @@ class SDPA:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         attn_mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, M)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-
-
-class RMSNorm(nn.RMSNorm):
-    """x / rms(x) * weight over the last dimension, in x's precision: under autocast torch leaves its fused path."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class MathAttention:
@@ -62,6 +57,77 @@ class MatmulAttention:
         return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
+class XFormers:
+    """xformers' memory-efficient attention, which picks the fastest of several GPU kernels.
+
+    Raises:
+        ValueError: There is no GPU, or xformers is not installed or was built for another torch.
+    """
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise ValueError(_unavailable("XFormers", "it needs an NVIDIA GPU, and torch sees none"))
+        try:
+            from xformers.ops import memory_efficient_attention
+        except (ImportError, OSError) as error:
+            reason = f"xformers cannot be imported ({error}); install it with pip install 'ldm[xformers]'"
+            raise ValueError(_unavailable("XFormers", reason)) from error
+        try:  # a build for another torch can be imported, but has no kernels
+            memory_efficient_attention(*torch.zeros(3, 1, 8, 1, 8, device="cuda", dtype=torch.bfloat16))
+        except (NotImplementedError, RuntimeError) as error:
+            reason = f"its kernels do not run here: {str(error).strip().splitlines()[0]}"
+            raise ValueError(_unavailable("XFormers", reason)) from error
+        self.attention = memory_efficient_attention
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        bias = None
+        if mask is not None:
+            num_keys = mask.shape[-1]
+            bias = q.new_zeros(mask.shape[0], 1, 1, -(-num_keys // 8) * 8)[
+                ..., :num_keys
+            ]  # rows aligned to 8
+            bias = bias.masked_fill_(~mask[:, None, None, :], -torch.inf)
+            bias = bias.expand(-1, q.shape[1], q.shape[2], -1)  # (B, heads, N, M)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, N or M, heads, d)
+        return self.attention(q, k, v, attn_bias=bias).transpose(1, 2)
+
+
+class Flex:
+    """torch's flex_attention, compiled: one generated kernel with the mask inside.
+
+    Raises:
+        ValueError: There is no GPU.
+    """
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            reason = "torch's flex_attention has a backward on GPUs only, and torch sees none"
+            raise ValueError(_unavailable("Flex", reason))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return _compiled_flex_attention()(q, k, v)
+
+        def seen(score: Tensor, b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return torch.where(mask[b, key], score, -torch.inf)
+
+        return _compiled_flex_attention()(q, k, v, score_mod=seen)
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def _unavailable(kernel: str, reason: str) -> str:
+    return (
+        f"attention {kernel} is not available: {reason}. Use network/attention=sdpa: what is computed and the weights "
+        f"do not depend on it"
+    )
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention over (B, N, width).
 
@@ -70,24 +136,34 @@ class SelfAttention(nn.Module):
         num_heads: Divides ``width``.
         qk_norm: RMS-normalise queries and keys per head (2302.05442, section 2), which keeps logits bounded under bf16
             and high learning rates.
+        bias: Of the projections to queries, keys and values.
         kernel: See this module's docstring; ``SDPA`` when None.
     """
 
     def __init__(
-        self, *, width: int, num_heads: int, qk_norm: bool = True, kernel: AttentionKernel | None = None
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        qk_norm: bool = True,
+        bias: bool = True,
+        kernel: AttentionKernel | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = check_heads(width, num_heads)
         self.kernel = kernel or SDPA()
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width)
         self.q_norm, self.k_norm = qk_norms(width // num_heads, enabled=qk_norm)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # 3 x (B, heads, N, d)
-        x = self.kernel(self.q_norm(q), self.k_norm(k), v, mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None) -> Tensor:
+        """x (B, N, width), mask (B, N), rotation (N, d/2, 2) of ``ldm/nn/rope.py`` -> (B, N, width)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, d)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, heads, N, d) each
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        x = self.kernel(q, k, v, mask)
         return self.out(x.transpose(1, 2).flatten(2))  # (B, N, width)
 
 
@@ -101,21 +177,21 @@ class CrossAttention(nn.Module):
         context_width: int,
         num_heads: int,
         qk_norm: bool = True,
+        bias: bool = True,
         kernel: AttentionKernel | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = check_heads(width, num_heads)
         self.kernel = kernel or SDPA()
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(context_width, 2 * width)
+        self.q = nn.Linear(width, width, bias=bias)
+        self.kv = nn.Linear(context_width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width)
         self.q_norm, self.k_norm = qk_norms(width // num_heads, enabled=qk_norm)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, d)
-        k, v = (
-            self.kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # 2 x (B, heads, M, d)
+        kv = self.kv(context).unflatten(-1, (2, self.num_heads, -1))  # (B, M, 2, heads, d)
+        k, v = (part.transpose(1, 2) for part in kv.unbind(2))  # (B, heads, M, d) each
         x = self.kernel(self.q_norm(q), self.k_norm(k), v, mask)
         return self.out(x.transpose(1, 2).flatten(2))  # (B, N, width)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.nn.attention import SelfAttention
+from ldm.nn.autoencoder_base import Autoencoder
 
 
 class ResidualBlock(nn.Module):
@@ -132,15 +133,8 @@ class Decoder(nn.Sequential):
         layers.append(nn.Conv2d(width, 3 * patch_size**2, 3, padding=1))
         super().__init__(*layers, nn.PixelShuffle(patch_size))
 
-    @property
-    def last_layer(self) -> nn.Conv2d:
-        """The convolution whose gradient balances a discriminator against the reconstruction."""
-        layer = self[-2]
-        assert isinstance(layer, nn.Conv2d)
-        return layer
 
-
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(Autoencoder):
     """images -> posterior moments -> latents -> images.
 
     Args:
@@ -153,6 +147,8 @@ class AutoencoderKL(nn.Module):
         attention: Self-attention at the lowest resolution.
         encoder_channels: Channels of the encoder where they differ from the decoder's; reconstructions gain more
             from a wide decoder than from a wide encoder.
+        quant_convs: A 1x1 convolution behind the encoder and one before the decoder, as Stable Diffusion 1.x, 2.x and
+            SDXL have them.
     """
 
     def __init__(
@@ -165,6 +161,7 @@ class AutoencoderKL(nn.Module):
         num_groups: int = 32,
         attention: bool = True,
         encoder_channels: Sequence[int] | None = None,
+        quant_convs: bool = False,
     ) -> None:
         super().__init__()
         encoder_channels = channels if encoder_channels is None else encoder_channels
@@ -183,6 +180,7 @@ class AutoencoderKL(nn.Module):
             "num_groups": num_groups,
             "attention": attention,
             "encoder_channels": list(encoder_channels),
+            "quant_convs": quant_convs,
         }
         self.latent_channels = latent_channels
         self.downsample = patch_size * 2 ** (len(channels) - 1)
@@ -202,15 +200,28 @@ class AutoencoderKL(nn.Module):
             num_groups=num_groups,
             attention=attention,
         )
+        moments = 2 * latent_channels
+        self.quant_conv: nn.Module = nn.Conv2d(moments, moments, 1) if quant_convs else nn.Identity()
+        self.post_quant_conv: nn.Module = (
+            nn.Conv2d(latent_channels, latent_channels, 1) if quant_convs else nn.Identity()
+        )
 
     def encode(self, images: Tensor) -> Tensor:
         """images (B, 3, fH, fW) in [-1, 1] -> moments (B, 2C, H, W): mean and log-variance, the latter in [-30, 20]."""
-        height, width = images.shape[-2:]
-        if height % self.downsample or width % self.downsample:
-            raise ValueError(f"picture {height}x{width} is not divisible by the stride {self.downsample}")
-        mean, log_var = self.encoder(images).float().chunk(2, dim=1)
+        self.check_size(images)
+        mean, log_var = self.quant_conv(self.encoder(images)).float().chunk(2, dim=1)
         return torch.cat([mean, log_var.clamp(-30.0, 20.0)], dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, C, H, W), not normalised -> images (B, 3, fH, fW) about [-1, 1], float32."""
-        return self.decoder(latents).float()
+        return self.decoder(self.post_quant_conv(latents)).float()
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        layer = self.decoder[-2]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
+    def blocks_to_wrap(self) -> list[nn.Module]:
+        """Every residual and attention block."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock | AttentionBlock)]

@@ -13,7 +13,8 @@ from ldm import randomness
 from ldm.codecs.contract import LatentContract, LatentStatistics
 from ldm.codecs.kl import write_autoencoder
 from ldm.interfaces import Batch
-from ldm.nn.autoencoder import AutoencoderKL
+from ldm.nn.autoencoder_base import Autoencoder
+from ldm.nn.blocks import Execution
 from ldm.training.autoencoder_loss import AutoencoderTerm
 from ldm.training.module import TrainingModule
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe
@@ -28,20 +29,28 @@ class AutoencoderModule(TrainingModule):
         optimizer: Recipe over the trained parts.
         lr_schedule: Factor on the learning rate as a function of the images seen.
         num_images: Pictures to train on: the length of training.
+        execution: How the trained parts' blocks are run: compiled, checkpointed; plainly when None.
         seed: Of the posterior's noise.
     """
 
     def __init__(
         self,
         *,
-        autoencoder: AutoencoderKL,
+        autoencoder: Autoencoder,
         terms: Mapping[str, AutoencoderTerm],
         optimizer: OptimizerRecipe,
         lr_schedule: LearningRateSchedule,
         num_images: int,
+        execution: Execution | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(optimizer=optimizer, lr_schedule=lr_schedule, num_images=num_images, seed=seed)
+        super().__init__(
+            optimizer=optimizer,
+            lr_schedule=lr_schedule,
+            num_images=num_images,
+            execution=execution,
+            seed=seed,
+        )
         if not terms:
             raise ValueError("terms is empty: an autoencoder needs at least a reconstruction term")
         self.autoencoder = autoencoder
@@ -100,12 +109,7 @@ class AutoencoderModule(TrainingModule):
         for batch in batches:
             statistics.update(self.autoencoder.encode(images_of(batch).to(self.device)))
         contract = statistics.contract(downsample=self.autoencoder.downsample)
-        return write_autoencoder(
-            path,
-            architecture=self.autoencoder.architecture,
-            weights=self.autoencoder.state_dict(),
-            contract=contract,
-        )
+        return write_autoencoder(path, autoencoder=self.autoencoder, contract=contract)
 
 
 def images_of(batch: Batch) -> Tensor:

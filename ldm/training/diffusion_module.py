@@ -16,6 +16,7 @@ from ldm import randomness
 from ldm.diffusion.diffusion import Diffusion
 from ldm.diffusion.schedules import log_snr
 from ldm.interfaces import Batch, Guidance, LatentCodec, Sampler, TextEncoder
+from ldm.nn.blocks import Execution
 from ldm.sampling.generate import Generation
 from ldm.sampling.grids import Grid
 from ldm.training.module import TrainingModule
@@ -40,10 +41,12 @@ class DiffusionModule(TrainingModule):
         image_size: Side of the pictures, in pixels.
         caption_dropout: Share of captions replaced by the null condition, for guidance (2207.12598), in [0, 1].
         sample_posterior: Draw latents from the autoencoder's posterior instead of taking its mean.
+        execution: How the trained parts' blocks are run: compiled, checkpointed; plainly when None.
         seed: Of noise, times and caption dropout.
 
     Raises:
-        ValueError: A share outside [0, 1], or an ``image_size`` that the codec's stride does not divide.
+        ValueError: A share outside [0, 1], an ``image_size`` that the codec's stride does not divide, or a network
+            that wants other classes than ``text_encoder`` tells.
     """
 
     def __init__(
@@ -63,14 +66,27 @@ class DiffusionModule(TrainingModule):
         image_size: int,
         caption_dropout: float = 0.1,
         sample_posterior: bool = True,
+        execution: Execution | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(optimizer=optimizer, lr_schedule=lr_schedule, num_images=num_images, seed=seed)
+        super().__init__(
+            optimizer=optimizer,
+            lr_schedule=lr_schedule,
+            num_images=num_images,
+            execution=execution,
+            seed=seed,
+        )
         if not 0.0 <= caption_dropout <= 1.0:
             raise ValueError(f"caption_dropout={caption_dropout} must lie in [0, 1]")
         if image_size % codec.downsample:
             raise ValueError(
                 f"image_size={image_size} is not divisible by the codec's stride {codec.downsample}"
+            )
+        wanted, told = (getattr(part, "num_classes", None) or 0 for part in (network, text_encoder))
+        if wanted and wanted != told:
+            raise ValueError(
+                f"the network wants {wanted} classes, but the text encoder tells {told or 'none'}: "
+                f"use text_encoder=labels text_encoder.num_classes={wanted}, or network.num_classes={told or 'null'}"
             )
         self.diffusion = diffusion
         # here as well, so that Lightning moves and saves its weights

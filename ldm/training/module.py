@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ldm.interfaces import Batch
+from ldm.nn.blocks import Execution, HasBlocks
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe, set_learning_rate
 
 
@@ -20,6 +21,7 @@ class TrainingModule(L.LightningModule, ABC):
         optimizer: Recipe over the trained parts.
         lr_schedule: Factor on the learning rate as a function of the images seen.
         num_images: Pictures to train on: the length of training.
+        execution: How the trained parts' blocks are run: compiled, checkpointed.
         seed: Of the task's random choices.
 
     Raises:
@@ -27,7 +29,13 @@ class TrainingModule(L.LightningModule, ABC):
     """
 
     def __init__(
-        self, *, optimizer: OptimizerRecipe, lr_schedule: LearningRateSchedule, num_images: int, seed: int
+        self,
+        *,
+        optimizer: OptimizerRecipe,
+        lr_schedule: LearningRateSchedule,
+        num_images: int,
+        execution: Execution | None,
+        seed: int,
     ) -> None:
         super().__init__()
         if num_images < 1:
@@ -35,12 +43,20 @@ class TrainingModule(L.LightningModule, ABC):
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.num_images = num_images
+        self.execution = execution or Execution()
         self.seed = seed
         self.images_seen = 0  # over all processes; drives data order, learning rate and every interval
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
         """What is trained, averaged and written into checkpoints."""
+
+    def setup(self, stage: str) -> None:
+        """In training only: sampling a few pictures would wait longer for a compiler than for them."""
+        if stage == "fit":
+            parts = list(self.parts().values())
+            for part in [part for part in parts if isinstance(part, HasBlocks)] or parts:
+                self.execution(part)
 
     def count(self, batch: Batch) -> None:
         """In the step itself, not in a hook after it: callbacks that save at the end of a step must see it done."""

@@ -1,12 +1,15 @@
 import dataclasses
+import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from ldm.codecs.contract import LatentContract, LatentStatistics
+from ldm.codecs.contract import LatentContract, LatentStatistics, hash_content
 from ldm.codecs.identity import IdentityCodec
-from ldm.codecs.kl import KLCodec, read_autoencoder, write_autoencoder
+from ldm.codecs.kl import FORMAT, KLCodec, read_autoencoder, write_autoencoder
 from ldm.nn.autoencoder import AutoencoderKL
+from ldm.nn.autoencoder_dc import AutoencoderDC
 
 
 @pytest.fixture
@@ -19,8 +22,7 @@ def network():
 
 def write(path, network, mean=(0.5, -1.0), std=(2.0, 0.1)):
     contract = LatentContract(mean=mean, std=std, downsample=network.downsample, num_images=10)
-    weights = network.state_dict()
-    return write_autoencoder(path, architecture=network.architecture, weights=weights, contract=contract)
+    return write_autoencoder(path, autoencoder=network, contract=contract)
 
 
 def test_the_file_brings_back_weights_and_contract(tmp_path, network):
@@ -30,6 +32,27 @@ def test_the_file_brings_back_weights_and_contract(tmp_path, network):
     assert torch.equal(codec.moments(images), network.encode(images))
     assert codec.contract == written and codec.content_hash == written.content_hash
     assert (codec.channels, codec.downsample) == (2, 2)
+
+
+def test_the_file_knows_which_class_of_autoencoder_it_holds(tmp_path):
+    blocks = {"channels": [8, 8], "encoder_blocks": [1, 1], "decoder_blocks": [1, 1], "head_width": 4}
+    network = AutoencoderDC(latent_channels=2, attention_levels=1, **blocks)
+    write(tmp_path / "a.safetensors", network.to(memory_format=torch.channels_last))
+    codec = KLCodec(path=str(tmp_path / "a.safetensors"))
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    torch.testing.assert_close(codec.moments(images), network.encode(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_from_before_there_were_several_classes_is_still_read(tmp_path, network):
+    path, weights = tmp_path / "a.safetensors", dict(network.state_dict())
+    architecture = {key: value for key, value in network.architecture.items() if key != "quant_convs"}
+    contract = LatentContract(mean=(0.0, 0.0), std=(1.0, 1.0), downsample=2, num_images=1)
+    contract = dataclasses.replace(contract, content_hash=hash_content(architecture, weights, contract))
+    header = {"architecture": json.dumps(architecture), "contract": contract.to_json(), "format": FORMAT}
+    save_file(weights, path, metadata=header)
+    codec, images = KLCodec(path=str(path)), torch.rand(1, 3, 8, 8)
+    assert codec.contract == contract
+    assert torch.equal(codec.moments(images), network.encode(images))
 
 
 def test_latents_are_normalised_and_decoding_undoes_it(tmp_path, network):

@@ -29,8 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_autoencoder(
         place / "autoencoder.safetensors",
-        architecture=network.architecture,
-        weights=network.state_dict(),
+        autoencoder=network,
         contract=LatentContract(mean=(0.0, 0.0), std=(1.0, 1.0), downsample=network.downsample, num_images=1),
     )
     random = np.random.default_rng(0)

@@ -1,32 +1,68 @@
 import pytest
 import torch
 
-from ldm.nn.attention import SDPA, CrossAttention, MathAttention, SelfAttention
+from ldm.nn.attention import (
+    SDPA,
+    CrossAttention,
+    Flex,
+    MathAttention,
+    MatmulAttention,
+    SelfAttention,
+    XFormers,
+)
+
+KERNELS = [SDPA, MathAttention, MatmulAttention, Flex, XFormers]
 
 
-def random_qkv(n=5, m=7):
-    q, k, v = (torch.randn(2, 3, length, 8) for length in (n, m, m))
-    return q, k, v
+def built(kernel):
+    """The kernel on the device it works on; the test is skipped with the reason where it does not."""
+    try:
+        return kernel(), "cuda" if kernel in (Flex, XFormers) else "cpu"
+    except ValueError as reason:
+        pytest.skip(str(reason))
+
+
+def inputs(device, *, masked, n=21, m=37, width=16):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, width, device=device) for length in (n, m, m))
+    mask = None
+    if masked:
+        mask = torch.rand(2, m, device=device) > 0.5
+        mask[:, 0] = True
+    return [x.requires_grad_() for x in (q, k, v)], mask
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_kernels_agree_with_the_written_formula(masked):
-    q, k, v = random_qkv()
-    mask = None
-    if masked:
-        mask = torch.rand(2, 7) > 0.5
-        mask[:, 0] = True
-    torch.testing.assert_close(SDPA()(q, k, v, mask), MathAttention()(q, k, v, mask), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_agree_with_the_written_formula_and_so_do_their_gradients(kernel, masked):
+    kernel, device = built(kernel)
+    qkv, mask = inputs(device, masked=masked)
+    looked_for = torch.randn(2, 3, 21, 16, device=device)
+    tolerance = 1e-5 if device == "cpu" else 2e-3  # a GPU multiplies in TF32 here and there
+    results = []
+    for attention in (kernel, MathAttention()):
+        out = attention(*qkv, mask)
+        results.append((out, *torch.autograd.grad((out * looked_for).sum(), qkv)))
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("kernel", [SDPA(), MathAttention()])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_masked_keys_have_no_influence(kernel):
-    q, k, v = random_qkv()
-    mask = torch.ones(2, 7, dtype=torch.bool)
+    kernel, device = built(kernel)
+    (q, k, v), _ = inputs(device, masked=False)
+    mask = torch.ones(2, 37, dtype=torch.bool, device=device)
     mask[:, 4:] = False
-    changed_k, changed_v = k.clone(), v.clone()
+    changed_k, changed_v = k.detach().clone(), v.detach().clone()
     changed_k[:, :, 4:], changed_v[:, :, 4:] = 100.0, -100.0
     torch.testing.assert_close(kernel(q, k, v, mask), kernel(q, changed_k, changed_v, mask))
+
+
+@pytest.mark.parametrize("kernel", [Flex, XFormers])
+def test_kernels_for_gpus_are_refused_without_one_with_reason_and_remedy(kernel, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"torch sees none.*network/attention=sdpa"):
+        kernel()
 
 
 def test_self_attention_without_positions_is_permutation_equivariant():

@@ -57,3 +57,24 @@ def test_impossible_channels_are_refused(changes, message):
 def test_a_picture_that_the_stride_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="picture 15x16 is not divisible by the stride 2"):
         small().encode(torch.zeros(1, 3, 15, 16))
+
+
+def test_quant_convolutions_that_are_identities_change_nothing_and_others_do():
+    plain, network = small(), small(quant_convs=True)
+    network.load_state_dict(plain.state_dict(), strict=False)
+    images, latents = torch.rand(1, 3, 8, 8), torch.randn(1, 4, 4, 4)
+    for conv in (network.quant_conv, network.post_quant_conv):
+        torch.nn.init.dirac_(conv.weight)
+        torch.nn.init.zeros_(conv.bias)
+    torch.testing.assert_close(network.encode(images), plain.encode(images), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(network.decode(latents), plain.decode(latents), rtol=1e-4, atol=1e-6)
+    for conv in (network.quant_conv, network.post_quant_conv):
+        torch.nn.init.constant_(conv.bias, 1.0)
+    torch.testing.assert_close(network.encode(images), plain.encode(images) + 1, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(network.decode(latents), plain.decode(latents + 1), rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_are_listed():
+    assert len(small().blocks_to_wrap()) == (2 + 3) + (
+        3 + 4
+    )  # encoder and decoder: levels, and three in the middle

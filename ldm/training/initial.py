@@ -1,0 +1,91 @@
+"""Weights to begin a training with: of another run, or published ones that ``ldm import`` has translated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldm.interop.native import FILE, Weights, read_parts
+from ldm.training.checkpoint import read_run
+
+
+def begin_with(module: nn.Module, where: str | Path, *, runs: str | Path = "runs") -> str:
+    """Load what ``where`` holds into the parts of a LightningModule; a run's averaged weights where it kept them.
+
+    Args:
+        module: Has ``parts()``; where it has a ``codec``, the weights must come from the same latents.
+        where: What ``ldm import`` or ``ldm export format=safetensors`` wrote, the folder or the file in it; or a run:
+            its folder, ``<name>/<run id>``, ``<name>``, or one of its checkpoint files.
+
+    Returns:
+        What was loaded and what begins anew, in words.
+
+    Raises:
+        FileNotFoundError: There is nothing there.
+        ValueError: The weights are of another network, or of the latents of another autoencoder.
+    """
+    weights = read_weights(where, runs=runs)
+    parts: dict[str, nn.Module] = module.parts()  # type: ignore[operator]
+    codec_hash = getattr(getattr(module, "codec", None), "content_hash", "")
+    if weights.codec_hash and weights.codec_hash != codec_hash:
+        raise ValueError(
+            f"init_from: {where} was trained on the latents of autoencoder {weights.codec_hash[:12]}, the codec here "
+            f"is {codec_hash[:12] or 'none'}: give the one it was trained with by codec.path=..."
+        )
+    taken = {part: state for part, state in weights.parts.items() if part in parts}
+    if not taken:
+        raise ValueError(
+            f"init_from: {where} holds {', '.join(weights.parts)}, and none of {', '.join(parts)}"
+        )
+    for part, state in taken.items():
+        refuse_other_network(part, parts[part], state, where)
+        parts[part].load_state_dict(state)
+    fresh = [part for part in parts if part not in taken]
+    anew = f"; {' and '.join(fresh)} begins anew" if fresh else ""
+    return f"begins with {' and '.join(taken)} of {where}{anew}"
+
+
+def read_weights(where: str | Path, *, runs: str | Path) -> Weights:
+    """See ``begin_with``."""
+    path = Path(where)
+    if path.suffix == ".safetensors" or (path / FILE).is_file():
+        return read_parts(path / FILE if path.is_dir() else path)
+    if not path.exists() and path.suffix == ".ckpt":
+        raise FileNotFoundError(f"init_from: there is no {path}")
+    checkpoint = read_run(where, runs=runs).checkpoint
+    parts: dict[str, dict[str, Tensor]] = checkpoint.get("ema") or _parts_of(checkpoint["state_dict"])
+    return Weights(parts=parts, codec_hash=checkpoint.get("codec_hash", ""))
+
+
+def _parts_of(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    return parts
+
+
+def refuse_other_network(
+    part: str, network: nn.Module, state: Mapping[str, Tensor], where: str | Path
+) -> None:
+    """
+    Raises:
+        ValueError: The tensors are not this network's; up to three are named.
+    """
+    own = network.state_dict()
+    wrong = [f"it lacks {name}" for name in own if name not in state]
+    wrong += [f"{name} has no place here" for name in state if name not in own]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)} and not {tuple(x.shape)}"
+        for name, x in own.items()
+        if name in state and state[name].shape != x.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"init_from: {where} does not fit {part}, a {type(network).__name__}: {'; '.join(wrong[:3])}{more}; give "
+            f"the {part} that it was made for"
+        )
