@@ -59,7 +59,9 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not readable as JSON"):
         read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
-    with pytest.raises(ValueError, match=r"VQModel has no counterpart here; known are .*UNet2DConditionModel"):
+    with pytest.raises(
+        ValueError, match=r"VQModel has no counterpart here; known are .*UNet2DConditionModel"
+    ):
         read_component(tmp_path)
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(FileNotFoundError, match=r"model\.bin is a pickle, which is not read here"):

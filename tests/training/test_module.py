@@ -54,7 +54,8 @@ def gradients(module):
         slots=range(3),
         num_slots=3,
     )
-    module.losses(batch, batch.captions, torch.tensor([0.2, 0.5, 0.8]), purpose="noise").sum().backward()
+    losses, _ = module.losses(batch, batch.captions, torch.tensor([0.2, 0.5, 0.8]), purpose="noise")
+    losses.sum().backward()
     return [parameter.grad for parameter in module.network.parameters()]
 
 
