@@ -99,7 +99,7 @@ def read_autoencoder(path: Path) -> tuple[Autoencoder, LatentContract]:
         raise FileNotFoundError(
             f"no autoencoder at {path}: train one first (python train.py experiment=shapes_vae writes "
             f"autoencoder.safetensors into its run folder), make one of a published autoencoder (ldm import "
-            f"from=<folder> out={path}) or give its place with codec.path=..."
+            f"from=<folder> out={path.parent}) or give its place with codec.path=..."
         )
     try:
         with safe_open(path, framework="pt") as file:

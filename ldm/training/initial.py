@@ -42,6 +42,7 @@ def begin_with(module: nn.Module, where: str | Path, *, runs: str | Path = "runs
         )
     for part, state in taken.items():
         refuse_other_network(part, parts[part], state, where)
+    for part, state in taken.items():
         parts[part].load_state_dict(state)
     fresh = [part for part in parts if part not in taken]
     anew = f"; {' and '.join(fresh)} begins anew" if fresh else ""

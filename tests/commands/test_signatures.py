@@ -84,3 +84,10 @@ def test_a_path_to_nothing_is_none(name: str) -> None:
 def test_nothing_is_imported() -> None:
     assert signatures.signature("toy.trap.Trap") is not None
     assert not any(name.split(".")[0] == "toy" for name in sys.modules)
+
+
+def test_a_parameter_that_cannot_have_a_keywords_name_is_called_by_it_all_the_same() -> None:
+    found = signatures.signature("ldm.commands.import_.import_")
+    assert found is not None
+    assert "from" in found.parameters and "from_" not in found.parameters
+    assert required("ldm.commands.import_.import_") >= {"from", "out"}
