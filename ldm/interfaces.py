@@ -72,8 +72,8 @@ class Conditioning:
         )
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Conditioning(**{name: None if x is None else change(x) for name, x in values.items()})
+        given = {field.name: x for field in fields(self) if (x := getattr(self, field.name)) is not None}
+        return replace(self, **{name: change(x) for name, x in given.items()})
 
 
 @dataclass(frozen=True)

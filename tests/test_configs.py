@@ -31,7 +31,7 @@ def is_for_training(choice: str) -> bool:
 EXPERIMENTS = [name.removeprefix("experiment/") for name in FILES if name.startswith("experiment/")]
 
 
-@pytest.mark.parametrize("choice", filter(is_for_training, CHOICES))
+@pytest.mark.parametrize("choice", [name for name in CHOICES if is_for_training(name)])
 def test_every_choice_of_a_group_composes_and_passes_the_schema(choice: str) -> None:
     group, _, name = choice.rpartition("/")
     # Only an autoencoder's training does without the parts that a ``none`` leaves out.

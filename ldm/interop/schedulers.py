@@ -160,8 +160,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     if _is_flow(ours) != _is_flow(theirs):
         found.append("flow matching" if _is_flow(theirs) else "noise levels by betas, no flow matching")
     elif not _is_flow(ours):
-        pair = [_cumulated(config) for config in (ours, theirs)]
-        if len(pair[0]) != len(pair[1]) or not torch.allclose(*pair, rtol=1e-3, atol=1e-6):
+        own, other = _cumulated(ours), _cumulated(theirs)
+        if len(own) != len(other) or not torch.allclose(own, other, rtol=1e-3, atol=1e-6):
             found.append(f"betas {_said(theirs)}, not {_said(ours)}")
     return found
 

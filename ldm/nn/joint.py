@@ -76,7 +76,10 @@ def attend_jointly(
     q, k, v = (torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))  # (B, L + N, heads, d) each
     found = attend(kernel, (q, k, v), mask=mask, rotation=rotation)
     from_text, from_image = found.split([length, num_patches], dim=1)
-    return from_text.contiguous(), from_image.contiguous()  # what follows is linear, and faster on one piece of memory
+    return (
+        from_text.contiguous(),
+        from_image.contiguous(),
+    )  # what follows is linear, and faster on one piece of memory
 
 
 def joint_mask(mask: Tensor, num_patches: int) -> Tensor:
