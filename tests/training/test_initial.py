@@ -52,7 +52,7 @@ def test_what_is_not_given_begins_anew_and_it_says_so(tmp_path: Path) -> None:
 
 def test_of_a_run_the_average_is_taken_where_it_kept_one(tmp_path: Path) -> None:
     plain, averaged = Module(), Module()
-    state = {name: x for name, x in plain.state_dict().items()}
+    state = dict(plain.state_dict())
     average = {name: part.state_dict() for name, part in averaged.parts().items()}
     both = run_with(tmp_path / "tiny/both", {"state_dict": state, "ema": average, "codec_hash": "abc"})
     alone = run_with(tmp_path / "tiny/alone", {"state_dict": state, "codec_hash": "abc"})
