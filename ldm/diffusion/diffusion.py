@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,9 +120,13 @@ class Diffusion:
         """Network and conditioning bound: (x_t, t) -> Prediction, t (B,) or one number for all rows."""
 
         def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
-            if not isinstance(t, Tensor):
-                t = torch.full((len(x_t),), t, dtype=torch.float32, device=x_t.device)
-            return self.predict(network, x_t, t, cond)
+            if isinstance(t, Tensor):
+                return self.predict(network, x_t, t, cond)
+            schedule, x_t = self._schedule_for(x_t), at_least_float32(x_t)
+            at = _at_time(schedule, self.parameterization, t)  # type: ignore[arg-type]
+            time = torch.full((len(x_t),), at.network_time, dtype=torch.float32, device=x_t.device)
+            output = at_least_float32(network(_weighted(x_t, at.scale), time, cond))
+            return Prediction(x0=_weighted(x_t, *at.x0, output), eps=_weighted(x_t, *at.eps, output))
 
         return denoise
 
@@ -153,6 +159,38 @@ def _alpha_sigma(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """t (B,) -> both (B, 1, 1, 1), to broadcast against (B, C, H, W)."""
     t = t.reshape(-1, 1, 1, 1)
     return schedule.alpha(t), schedule.sigma(t)
+
+
+class _AtTime(NamedTuple):
+    """What ``predict`` multiplies with at one time, as numbers: no kernels are spent on them in a sampler's step."""
+
+    scale: float  # of the network's input
+    network_time: float
+    x0: tuple[float, float]  # x0 = x0[0] * x_t + x0[1] * output
+    eps: tuple[float, float]
+
+
+@lru_cache(maxsize=4096)  # schedules and parameterizations are frozen dataclasses of numbers, so they have a hash
+def _at_time(schedule: NoiseSchedule, parameterization: Parameterization, t: float) -> _AtTime:
+    time = torch.tensor(t, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(time), schedule.sigma(time)
+    p, q = parameterization.target_coeffs(alpha, sigma)
+    det = alpha * q - sigma * p
+    return _AtTime(
+        scale=float(parameterization.input_scale(alpha, sigma)),
+        network_time=float(schedule.network_time(time)),
+        x0=(float(q / det), float(-sigma / det)),
+        eps=(float(-p / det), float(alpha / det)),
+    )
+
+
+def _weighted(x: Tensor, a: float, b: float = 0.0, y: Tensor | None = None) -> Tensor:
+    """a * x + b * y, without the kernels that would do nothing."""
+    if y is None or b == 0:
+        return x if a == 1 else x * a
+    if a == 0:
+        return y if b == 1 else y * b
+    return (x if a == 1 else x * a).add(y, alpha=b)
 
 
 @dataclass(frozen=True, kw_only=True)
