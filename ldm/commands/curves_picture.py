@@ -46,9 +46,10 @@ def draw(drawn: Sequence[Curves], path: Path, *, panels: Sequence[str]) -> None:
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
-    legend_rows = -(-len(drawn) // (2 * columns))
-    size = (4.4 * columns, 3.5 * rows + 0.22 * legend_rows + 0.3)  # inches
-    figure = Figure(figsize=size, dpi=120, layout=layout)
+    width = max(4.4 * columns, 7.0)  # inches
+    legend_rows = -(-len(drawn) // int(width / 1.7))  # of entries some 1.7 inches wide
+    height = 3.5 * rows + 0.22 * legend_rows + 0.3
+    figure = Figure(figsize=(width, height), dpi=120, layout=layout)
     FigureCanvasAgg(figure)  # no display, no global state
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     # later ones are thinner, so that what lies under them can be seen
