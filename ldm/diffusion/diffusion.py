@@ -170,7 +170,9 @@ class _AtTime(NamedTuple):
     eps: tuple[float, float]
 
 
-@lru_cache(maxsize=4096)  # schedules and parameterizations are frozen dataclasses of numbers, so they have a hash
+@lru_cache(
+    maxsize=4096
+)  # schedules and parameterizations are frozen dataclasses of numbers, so they have a hash
 def _at_time(schedule: NoiseSchedule, parameterization: Parameterization, t: float) -> _AtTime:
     time = torch.tensor(t, dtype=torch.float64)
     alpha, sigma = schedule.alpha(time), schedule.sigma(time)
