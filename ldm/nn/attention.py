@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from ldm.nn.layers import RMSNorm
 from ldm.nn.rope import rotate
 
-
 CPU_HEAD_WIDTH = 16  # narrower heads are not faster there
 
 
