@@ -111,7 +111,7 @@ class Batch:
 
     captions: list[str]
     images: Tensor | None  # (B, 3, fH, fW) float32 in [-1, 1]
-    moments: Tensor | None  # (B, 2C, H, W) posterior mean and log-variance, when encoded beforehand
+    moments: Tensor | None  # (B, 2C, H, W) posterior mean and log-variance, when encoded beforehand; float16
     keys: list[str]  # which sample of which shard, e.g. "00003/000030017": what randomness is tied to
     visits: list[int]  # how often each sample was seen before: the epoch, the other half of randomness
     slots: range  # the places of these samples in the step's global batch

@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from ldm.data.captions import as_fields
 from ldm.data.index import FORMATS, SampleIndex, build_index, report
 from ldm.data.shard_index import load_headers
 from ldm.data.shards import find_shards
@@ -16,7 +17,7 @@ from ldm.data.shards import find_shards
 def index(
     *,
     shards: str | list[str],
-    caption_field: str = "txt",
+    caption_field: str | dict[str, float] = "txt",
     filters: Sequence[str] = (),
     verify: bool = False,
     rebuild: bool = False,
@@ -28,7 +29,7 @@ def index(
 
     Args:
         shards: a folder, a pattern or a list of them.
-        caption_field: "txt", or the json's field with captions, to count samples without a caption member.
+        caption_field: "txt", a json's field, or several, to count samples without any caption.
         filters: conditions like "min_side >= 256 and aesthetic > 5"; only counted here.
         verify: read every shard whole and compare its SHA-256 with the index.
         rebuild: index shards anew that have an index, or were changed since.
@@ -42,7 +43,7 @@ def index(
     console = Console(highlight=False, soft_wrap=True)
     with Console(stderr=True).status(f"indexing {len(paths):,} shards"):
         headers = load_headers(paths, verify=verify, rebuild=rebuild)
-        found = build_index(paths, caption_part="txt" if caption_field == "txt" else "json", filters=filters)
+        found = build_index(paths, caption_fields=list(as_fields(caption_field)), filters=filters)
     size = sum(header.size for header in headers)
     console.print(f"{len(found):,} samples in {len(paths):,} shards, {size / 1e9:,.2f} GB")
     console.print(_pictures(found))

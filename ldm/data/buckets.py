@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -36,6 +36,16 @@ class Assignment:
         """The pictures of one bucket, in order, (n,) int64."""
         return np.flatnonzero(self.bucket == bucket)
 
+    def first(self, num: int) -> Assignment:
+        """Of the first ``num`` pictures only; sizes that none of them comes out in are left away."""
+        if num >= len(self.bucket):
+            return self
+        bucket = np.where(np.arange(len(self.bucket)) < num, self.bucket, -1)
+        used = np.unique(bucket[bucket >= 0])
+        places = np.full(len(self.sizes) + 1, -1, np.int16)  # the last is for -1
+        places[used] = np.arange(len(used))
+        return Assignment(tuple(self.sizes[i] for i in used), places[bucket], self.left_out, self.moved)
+
     def counts(self) -> np.ndarray:
         """How many pictures each bucket holds, (number of buckets,)."""
         return np.bincount(self.bucket[self.bucket >= 0], minlength=len(self.sizes))
@@ -43,6 +53,15 @@ class Assignment:
 
 class Sizes(Protocol):
     """Says in which sizes pictures come out."""
+
+    def sized(self, image_size: int) -> Sizes:
+        """The same, for this ``image_size`` where it has none of its own."""
+        ...
+
+    @property
+    def looks_at_pictures(self) -> bool:
+        """Whether the pictures' own sizes matter; where not, nobody needs to read them."""
+        ...
 
     def every(self) -> tuple[Size, ...]:
         """All sizes there may be."""
@@ -62,20 +81,28 @@ class Square:
     """All pictures in one square.
 
     Args:
-        image_size: Its side, in pixels.
+        image_size: Its side, in pixels; None for the data's ``image_size``.
     """
 
-    image_size: int
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
+        if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; it is a side in pixels, 1 or more")
 
+    def sized(self, image_size: int) -> Square:
+        return self if self.image_size is not None else Square(image_size=image_size)
+
+    @property
+    def looks_at_pictures(self) -> bool:
+        return False
+
     def every(self) -> tuple[Size, ...]:
+        assert self.image_size is not None, "call sized() first"
         return ((self.image_size, self.image_size),)
 
     def assign(self, height: np.ndarray, width: np.ndarray) -> Assignment:
-        return Assignment(self.every(), np.zeros(len(height), np.int16))
+        return Assignment(self.every(), np.broadcast_to(np.int16(0), len(height)))  # takes no memory
 
     def within(self, sizes: Sequence[Size]) -> Square:
         return self
@@ -86,8 +113,9 @@ class Buckets:
     """Each picture in the size whose shape is nearest to its own: the one that cuts off the least of it.
 
     Args:
-        image_size: Side of the square with as many pixels as each bucket has, at most; several for several resolutions.
-            A picture goes to the largest resolution at which it need not be enlarged.
+        image_size: Side of the square with as many pixels as each bucket has, at most; None for the data's
+            ``image_size``; several for several resolutions, of which a picture goes to the largest at which it need
+            not be enlarged.
         multiple_of: What sides must be multiples of: the codec's stride times the network's patch. A block of
             ``multiple_of`` x ``multiple_of`` pixels is a token.
         max_ratio: Longest shape: long side over short side. 1 makes squares only.
@@ -104,7 +132,7 @@ class Buckets:
         ValueError: An option that is none, or sizes that leave no shape.
     """
 
-    image_size: int | Sequence[int]
+    image_size: int | Sequence[int] | None = None
     multiple_of: int = 64
     max_ratio: float = 2.0
     slack: float = 0.05
@@ -116,7 +144,7 @@ class Buckets:
 
     def __post_init__(self) -> None:
         sides = self._sides()
-        if not sides or min(sides) < 1 or self.multiple_of < 1:
+        if self.image_size == [] or min(sides, default=1) < 1 or self.multiple_of < 1:
             raise ValueError(
                 f"image_size={self.image_size} and multiple_of={self.multiple_of} are in pixels, from 1"
             )
@@ -143,10 +171,20 @@ class Buckets:
                     f"buckets.sizes: {list(size)} is no [height, width] in multiples of multiple_of={self.multiple_of}"
                 )
 
+    @property
+    def looks_at_pictures(self) -> bool:
+        return True
+
     def _sides(self) -> list[int]:
+        if self.image_size is None:
+            return []
         return sorted({self.image_size} if isinstance(self.image_size, int) else set(self.image_size))
 
+    def sized(self, image_size: int) -> Buckets:
+        return self if self.image_size is not None else replace(self, image_size=image_size)
+
     def every(self) -> tuple[Size, ...]:
+        assert self.image_size is not None, "call sized() first"
         if self.sizes is not None:
             return tuple(dict.fromkeys((int(height), int(width)) for height, width in self.sizes))
         return tuple(size for side in self._sides() for size in self._shapes(side // self.multiple_of))

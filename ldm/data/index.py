@@ -204,7 +204,8 @@ class SampleIndex:
 def build_index(
     shards: Sequence[Path],
     *,
-    caption_part: str | None = "txt",
+    caption_fields: Sequence[str] | None = ("txt",),
+    missing: str = "skip",
     filters: Sequence[str] = (),
     prefix: str = "",
 ) -> SampleIndex:
@@ -212,14 +213,15 @@ def build_index(
 
     Args:
         shards: plain tar files.
-        caption_part: the member that holds the caption, "txt" or "json"; a sample without it is skipped. None takes
-            samples without caption, too.
+        caption_fields: where captions come from, "txt" or fields of the json; None where none is needed.
+        missing: what becomes of a sample without text in any of them: "skip", "empty" (it is taken) or "error".
         filters: conditions that a sample must all fulfil, like "min_side >= 256"; see ``Filter``.
         prefix: put before all keys, to tell apart sources whose shards are called alike.
 
     Raises:
         StaleIndex: a shard was changed after it was indexed.
-        ValueError: not one sound sample in all the shards, or a filter that no sample passes; the message says why.
+        ValueError: not one sound sample in all the shards, a filter that no sample passes, or a sample without caption
+            where that is an error; the message says why.
     """
     headers = load_headers(shards)
     conditions = [Filter(text) for text in filters]
@@ -235,13 +237,18 @@ def build_index(
             for key, reason in problems[: _LISTED - len(skipped)]:
                 skipped.append(Skipped(header.path.name, key, reason))
         taken = None
-        if caption_part is not None and getattr(header, f"with_{caption_part}") < header.count:
+        fields = () if caption_fields is None or missing == "empty" else caption_fields
+        if fields and max(header.with_text.get(name, 0) for name in fields) < header.count:
             opened = header.open()
-            has = opened.sizes[:, PARTS.index(caption_part)] >= 0
+            has = _has_text(opened, fields)
             taken, without = np.flatnonzero(has), np.flatnonzero(~has)
+            if len(without) and missing == "error":
+                raise ValueError(_without_caption(header, opened.key(int(without[0])), len(without), fields))
             num_skipped += len(without)
             for row in without[: _LISTED - len(skipped)].tolist():
-                skipped.append(Skipped(header.path.name, opened.key(row), f"has no caption ({caption_part})"))
+                skipped.append(
+                    Skipped(header.path.name, opened.key(row), f"has no caption ({', '.join(fields)})")
+                )
         if conditions:
             opened = header.open()
             before = np.arange(header.count) if taken is None else taken
@@ -261,8 +268,30 @@ def build_index(
         if num_filtered:
             raise ValueError(f"none of {num_filtered:,} samples passes the filters {', '.join(filters)}")
         listed = "; ".join(map(str, skipped[:3]))
+        there = sorted({name for header in headers for name, count in header.with_text.items() if count})
+        if there and fields:
+            listed += f"; texts there are in {', '.join(there)}: set caption_field"
         raise ValueError(f"no sound sample in {len(shards)} shards ({listed or 'they are empty'})")
     return index
+
+
+def _has_text(index: ShardIndex, fields: Sequence[str]) -> np.ndarray:
+    """(count,) bool: samples with a text in one of the fields."""
+    has = np.zeros(index.header.count, bool)
+    for name in fields:
+        column = "caption_length" if name == "txt" else f"text.{name}"
+        if column in index.header.columns:
+            has |= index.column(column) > 0
+    return has
+
+
+def _without_caption(header: ShardHeader, key: str, num: int, fields: Sequence[str]) -> str:
+    there = [name for name, count in header.with_text.items() if count]
+    return (
+        f"{num} samples of {header.path.name} have no caption in {' or '.join(map(repr, fields))}, the first is {key} "
+        f"(texts there are in {', '.join(there) or 'no field at all'}): set caption_field, or captions.missing to skip "
+        f"or empty"
+    )
 
 
 def _names(shards: list[Path], prefix: str) -> list[str]:

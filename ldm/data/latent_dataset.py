@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,24 +13,12 @@ from ldm.data.buckets import Assignment
 from ldm.data.cache import CacheFile
 from ldm.data.latents import contract_for, latent_parts
 from ldm.data.parts import Part, missing
-from ldm.data.pipeline import BatchLoader, ShardDataset, pieces_of
+from ldm.data.pipeline import BatchLoader, Order, ShardDataset, pieces_of
 from ldm.data.strings import Strings
 from ldm.data.text_cache import TextCache
 from ldm.interfaces import Batch
 
 MOST_OPEN = 8192  # maps at a time; an operating system allows about 65,000
-
-
-class Order(Protocol):
-    """Which samples each step takes; see ``ldm.data.pipeline``."""
-
-    @property
-    def slots(self) -> range: ...
-
-    @property
-    def global_batch(self) -> int: ...
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]: ...
 
 
 class LatentDataset:
@@ -74,7 +60,10 @@ class LatentDataset:
     def batch(self, indices: Sequence[int], visits: Sequence[int], *, slots: range, num_slots: int) -> Batch:
         """The samples at ``indices`` (B,), all of one size, at their ``visits`` (B,), with a caption drawn for each."""
         numbers = np.searchsorted(self._ends, np.asarray(indices), side="right").tolist()
-        places = [(self._part(number), i - self.parts[number].samples.start) for number, i in zip(numbers, indices, strict=True)]
+        places = [
+            (self._part(number), i - self.parts[number].samples.start)
+            for number, i in zip(numbers, indices, strict=True)
+        ]
         first, row = places[0]
         size = tuple(first.sizes[row, 4:].tolist())
         moments = np.empty((len(places), *first.moments[size].shape[1:]), np.float16)  # (B, 2C, H, W)
@@ -99,9 +88,9 @@ class LatentDataset:
             slots=slots,
             num_slots=num_slots,
             sizes=torch.from_numpy(sizes),
-            text=None if self.text is None else self.text.batch(
-                [(number, *place) for number, place in zip(numbers, said, strict=True)]
-            ),
+            text=None
+            if self.text is None
+            else self.text.batch([(number, *place) for number, place in zip(numbers, said, strict=True)]),
         )
 
     def endless(self, order: Order) -> Iterator[Batch]:
@@ -139,13 +128,15 @@ class _OpenPart:
     def __init__(self, part: Part, folder: Path) -> None:
         columns = CacheFile(part.file(folder)).arrays
         self.row, self.sizes, self.source = columns["row"], columns["sizes"], columns["source"]
-        named = {name.removeprefix("moments/"): x for name, x in columns.items() if name.startswith("moments/")}
+        named = {
+            name.removeprefix("moments/"): x for name, x in columns.items() if name.startswith("moments/")
+        }
         self.moments = {tuple(map(int, name.split("x"))): x for name, x in named.items()}
         self.keys, self.texts = Strings(columns, "keys"), Strings(columns, "texts")
         self._fields = {name: number for number, name in enumerate(Strings(columns, "fields"))}
         self._ends, self._field = columns["said_ends"], columns["text_field"]
 
-    def said(self, row: int, fields: Sequence[str]) -> tuple[list[str], list[int]]:
+    def said(self, row: int, fields: Iterable[str]) -> tuple[list[str], list[int]]:
         """A sample's texts in the fields, and how many there are in each."""
         begin, end = int(self._ends[row - 1]) if row else 0, int(self._ends[row])
         of = self._field[begin:end].tolist()

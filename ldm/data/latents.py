@@ -33,6 +33,7 @@ from ldm.data.progress import progress
 from ldm.data.sample import Item, Stacked, stack
 from ldm.data.shards import written_whole
 from ldm.data.strings import packed
+from ldm.data.transforms import to_floats
 from ldm.interfaces import LatentCodec
 
 CONTRACT = "contract.json"
@@ -69,7 +70,9 @@ class LatentsContract:
             raise FileNotFoundError(f"no latents in '{folder}'; make them with: ldm encode") from None
         mine = json.loads(json.dumps(asdict(self)))
         wrong = [
-            f"{name} was {str(said.get(name))[:12]!r} and is {str(mine[name])[:12]!r}" for name in mine if said.get(name) != mine[name]
+            f"{name} was {str(said.get(name))[:12]!r} and is {str(value)[:12]!r}"
+            for name, value in mine.items()
+            if said.get(name) != value
         ]
         if wrong:
             raise ValueError(
@@ -176,7 +179,11 @@ def _columns(codec: LatentCodec, dataset: ShardDataset, part: Part) -> dict[str,
     num, assignment = len(part.samples), dataset.assignment
     bucket = assignment.bucket[part.samples.start : part.samples.stop]
     row = np.zeros(num, np.int32)
-    columns: dict[str, np.ndarray | Blank] = {"row": row, "sizes": (np.int32, (num, 6)), "source": (np.int32, (num,))}
+    columns: dict[str, np.ndarray | Blank] = {
+        "row": row,
+        "sizes": (np.int32, (num, 6)),
+        "source": (np.int32, (num,)),
+    }
     for one, (height, width) in enumerate(assignment.sizes):
         here = bucket == one
         row[here] = np.arange(here.sum())
@@ -206,7 +213,7 @@ def _fill(
     stacked: Stacked,
 ) -> None:
     """One batch into the file."""
-    moments = codec.moments(stacked.batch(slots=range(len(members)), num_slots=len(members)).images)
+    moments = codec.moments(to_floats(stacked.images))
     values = moments.to("cpu", torch.float16).numpy()  # (B, 2C, H, W)
     if not np.isfinite(values).all():
         raise ValueError(
@@ -219,4 +226,6 @@ def _fill(
     arrays[f"moments/{height}x{width}"][arrays["row"][rows]] = values
     arrays["sizes"][rows] = sizes
     for row, i, key in zip(rows.tolist(), members, stacked.keys, strict=True):
-        arrays["source"][row] = (i if key == dataset.index.key(i) else dataset.index.find(key)) - part.samples.start
+        arrays["source"][row] = (
+            i if key == dataset.index.key(i) else dataset.index.find(key)
+        ) - part.samples.start

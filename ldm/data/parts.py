@@ -1,7 +1,8 @@
 """A cache has one file for each shard it was made from; this says which, and for whom.
 
-A file's name holds the shard's name and a hash over what is made of it: which samples are taken, and in which sizes they
-come out. So a shard that is new or has changed gets a new file, the others keep theirs, and nothing stale is read.
+A file's name holds the shard's name and a hash over what is made of it: its contents, which samples are taken, and in
+which sizes they come out. So a shard that is new or has changed gets a new file, the others keep theirs, and nothing
+stale is read.
 """
 
 from __future__ import annotations
@@ -51,5 +52,5 @@ def parts_of(index: SampleIndex, shapes: np.ndarray | None = None) -> list[Part]
 
 def missing(parts: Sequence[Part], folder: Path) -> list[Part]:
     """Those whose file is not there."""
-    here = {path for path in folder.rglob("*.safetensors")} if folder.is_dir() else set()
+    here = set(folder.rglob("*.safetensors")) if folder.is_dir() else set()
     return [part for part in parts if part.file(folder) not in here]

@@ -158,6 +158,10 @@ class Stacked(NamedTuple):
     keys: list[str]
     visits: list[int]
 
+    def to(self, device: torch.device | str) -> Stacked:
+        """With the pictures there, still as bytes."""
+        return self._replace(images=self.images.to(device))
+
     def batch(self, *, slots: range, num_slots: int) -> Batch:
         """As floats, with the samples' places in the step's global batch."""
         return Batch(

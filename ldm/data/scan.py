@@ -154,6 +154,7 @@ def _columns(
         "width": shape[:, 0].copy(),
         "height": shape[:, 1].copy(),
         "caption_length": length,
+        **{f"text.{name}": lengths for name, lengths in fields.lengths.items()},
         **{f"json.{name}": numbers for name, numbers in fields.numbers.items()},
         **{f"json.{name}": column for name, column in codes.items()},
     }
@@ -170,11 +171,14 @@ def _columns(
 
 
 class _Fields:
-    """The json's numbers, and its texts as far as they are labels ("en", "cc0"), for filters."""
+    """The json's numbers, its texts as far as they are labels ("en", "cc0"), and how long all its texts are."""
 
     def __init__(self, num: int) -> None:
         self.num = num
         self.numbers: dict[str, np.ndarray] = {}  # (N,) float64, NaN where the field is missing
+        self.lengths: dict[
+            str, np.ndarray
+        ] = {}  # (N,) int32 characters of the longest text, -1 where there is none
         self._texts: dict[str, dict[int, str] | None] = {}  # None: no label
 
     def add(self, row: int, data: bytes) -> None:
@@ -187,6 +191,12 @@ class _Fields:
                 self._put(row, name, value)
 
     def _put(self, row: int, name: str, value: Any) -> None:
+        said = value if isinstance(value, list) else [value]
+        if said and all(isinstance(text, str) for text in said):
+            if name not in self.lengths and len(self.lengths) < _MOST_FIELDS:
+                self.lengths[name] = np.full(self.num, -1, np.int32)
+            if name in self.lengths:
+                self.lengths[name][row] = max(len(text.strip()) for text in said)
         if isinstance(value, bool | int | float):
             column = self.numbers.get(name)
             if column is None:

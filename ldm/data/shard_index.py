@@ -2,7 +2,7 @@
 
 ::
 
-    8 bytes  LDM.IDX1
+    8 bytes  LDM.IDX2
     8 bytes  length of the header, little endian
     header   json: the tar's size, mtime and SHA-256; how many samples; where each column begins
     columns  raw little-endian arrays, each at a multiple of 64
@@ -28,7 +28,7 @@ import numpy as np
 from ldm.data.scan import Scan, scan, tar_hash
 from ldm.data.shards import index_path
 
-MAGIC = b"LDM.IDX1"
+MAGIC = b"LDM.IDX2"
 _ALONE = 32 << 20  # bytes of tar that are scanned sooner than a process is begun
 _ALIGNED = 64
 
@@ -45,8 +45,7 @@ class ShardHeader:
     file: Path  # of the index
     start: int  # of the columns in it
     count: int  # samples with a picture
-    with_txt: int
-    with_json: int
+    with_text: dict[str, int]  # "txt" or a field of the json -> how many samples have a text there
     digest: str  # over keys and places of the members
     size: int
     mtime_ns: int
@@ -225,11 +224,13 @@ def _laid_out(found: Scan) -> tuple[bytes, list[tuple[int, np.ndarray]]]:
         places[name] = (column.dtype.str, list(column.shape), at)
         placed.append((at, column))
         at = _aligned(at + column.nbytes)
-    sizes = found.columns["sizes"]
     header = {
         "count": len(found.keys),
-        "with_txt": int((sizes[:, 1] >= 0).sum()),
-        "with_json": int((sizes[:, 2] >= 0).sum()),
+        "with_text": {
+            "txt" if name == "caption_length" else name.removeprefix("text."): int((column > 0).sum())
+            for name, column in found.columns.items()
+            if name == "caption_length" or name.startswith("text.")
+        },
         "digest": digest.hexdigest(),
         "size": found.size,
         "mtime_ns": found.mtime_ns,

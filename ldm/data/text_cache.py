@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +97,16 @@ def encode_text(
         _write(folder / NULL, [""], encoder, batch_size, {})
         with written_whole(folder / CONTRACT) as path:
             path.write_text(json.dumps(contract, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    num = 0
+    num, preparation = 0, dataset.preparation
     with progress("text", total=sum(len(part.samples) for part in todo), shown=rank == 0) as advance:
         for part in todo:
             place: dict[str, int] = {}
             rows: list[int] = []
             ends = []
             for i in part.samples:
-                said = [text for name in dataset.preparation.fields for text in dataset.captions(i).get(name, ())]
-                rows += [place.setdefault(text, len(place)) for text in dataset.preparation.captions.every(said)]
+                texts = dataset.captions(i)
+                said = [text for name in preparation.fields for text in texts.get(name, ())]
+                rows += [place.setdefault(text, len(place)) for text in preparation.captions.every(said)]
                 ends.append(len(rows))
             columns = {"captions": np.array(rows, np.int32), "captions_ends": np.array(ends, np.int64)}
             _write(part.file(folder), list(place), encoder, batch_size, columns)
@@ -115,9 +116,12 @@ def encode_text(
 
 
 def _write(
-    path: Path, captions: Sequence[str], encoder: TextEncoder, batch_size: int, columns: dict[str, np.ndarray]
+    path: Path,
+    captions: Sequence[str],
+    encoder: TextEncoder,
+    batch_size: int,
+    columns: Mapping[str, Any],
 ) -> None:
-    arrays: dict[str, np.ndarray] = {}
     first = encoder(captions[:batch_size])
     num, shapes = len(captions), (first.tokens.shape[1:], first.mask.shape[1:], first.pooled.shape[1:])
     blank: dict[str, np.ndarray | Blank] = {
@@ -130,9 +134,13 @@ def _write(
             part = captions[at : at + batch_size]
             cond = first if at == 0 else encoder(part)
             for name in blank:
-                values = getattr(cond, name).to("cpu", torch.bool if name == "mask" else torch.float16).numpy()
+                values = (
+                    getattr(cond, name).to("cpu", torch.bool if name == "mask" else torch.float16).numpy()
+                )
                 if not np.isfinite(values).all():
-                    raise ValueError(f"{name} of the caption '{part[0][:60]}' or one after it are not finite in float16")
+                    raise ValueError(
+                        f"{name} of the caption '{part[0][:60]}' or one after it are not finite in float16"
+                    )
                 arrays[name][at : at + len(part)] = values
 
 
@@ -164,16 +172,19 @@ class TextCache:
         self._open: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
 
     def batch(self, places: Sequence[tuple[int, int, int]]) -> EncodedText:
-        """(number of the part, sample in it, place of the caption among the sample's), B of them -> their embeddings."""
-        width = self.null
-        tokens = np.empty((len(places), *width.tokens.shape[1:]), np.float16)
-        mask = np.empty((len(places), *width.mask.shape[1:]), np.bool_)
-        pooled = np.empty((len(places), *width.pooled.shape[1:]), np.float16)
+        """(number of the part, sample in it, place of its caption in ``CaptionRecipe.every``), B -> embeddings."""
+        tokens = np.empty((len(places), *self.null.tokens.shape[1:]), np.float16)  # (B, L, D)
+        mask = np.empty((len(places), *self.null.mask.shape[1:]), np.bool_)  # (B, L)
+        pooled = np.empty((len(places), *self.null.pooled.shape[1:]), np.float16)  # (B, P)
         for b, (number, row, place) in enumerate(places):
             part = self._part(number)
             begin = int(part["captions_ends"][row - 1]) if row else 0
             caption = int(part["captions"][begin + place])
-            tokens[b], mask[b], pooled[b] = part["tokens"][caption], part["mask"][caption], part["pooled"][caption]
+            tokens[b], mask[b], pooled[b] = (
+                part["tokens"][caption],
+                part["mask"][caption],
+                part["pooled"][caption],
+            )
         captions = Conditioning(
             tokens=torch.from_numpy(tokens), mask=torch.from_numpy(mask), pooled=torch.from_numpy(pooled)
         )
@@ -203,5 +214,9 @@ def _check(folder: Path, mine: dict[str, Any]) -> None:
     mine = json.loads(json.dumps(mine))
     wrong = [name for name in mine if said.get(name) != mine[name]]
     if wrong:
-        listed = "; ".join(f"{name} was {str(said.get(name))[:60]} and is {str(mine[name])[:60]}" for name in wrong)
-        raise ValueError(f"the text in '{folder}' was encoded differently: {listed}; encode it anew, or use what it was")
+        listed = "; ".join(
+            f"{name} was {str(said.get(name))[:60]} and is {str(mine[name])[:60]}" for name in wrong
+        )
+        raise ValueError(
+            f"the text in '{folder}' was encoded differently: {listed}; encode it anew, or use what it was"
+        )

@@ -75,10 +75,12 @@ class Recipe:
         try:
             plain = json.loads(text)
             recipe = Recipe(**plain)
-            pairs = {"latent_size": _pair(recipe.latent_size), "crop": _pair(recipe.crop)}
-            if recipe.original_size is not None:
-                pairs["original_size"] = _pair(recipe.original_size)
-            recipe = dataclasses.replace(recipe, **pairs)
+            recipe = dataclasses.replace(
+                recipe,
+                latent_size=_pair(recipe.latent_size),
+                original_size=None if recipe.original_size is None else _pair(recipe.original_size),
+                crop=_pair(recipe.crop),
+            )
             recipe.request()
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a recipe this version understands ({error})") from error

@@ -145,7 +145,7 @@ class DiffusionModule(TrainingModule):
     def clean_latents(self, batch: Batch, *, purpose: str) -> Tensor:
         """x0 (B, C, H, W), from cached moments where the batch carries them, else from its pictures."""
         if batch.moments is not None:
-            moments = batch.moments
+            moments = batch.moments.float()
         elif batch.images is not None:
             moments = self.codec.moments(batch.images)
         else:

@@ -40,7 +40,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def taken(shards: list[Path], *filters: str) -> list[int]:
-    index: SampleIndex = build_index(shards, filters=filters)
+    index: SampleIndex = build_index(shards, filters=filters, missing="empty")
     assert len(index) + index.num_filtered == len(SAMPLES)
     return [int(index.key(i)[-4:]) + 5 * int(index.key(i)[4]) for i in range(len(index))]
 

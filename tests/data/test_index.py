@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,9 +137,33 @@ def test_what_does_not_form_a_sample_is_listed_with_its_reason(tmp_path: Path) -
     assert "5 things" in report(index.skipped) and "a.tar, picture: has no caption" in report(index.skipped)
 
 
-def test_captions_in_json_need_a_json(tmp_path: Path) -> None:
-    path = tar(tmp_path / "a.tar", [("a.png", b""), ("a.txt", b""), ("b.png", b""), ("b.json", b"{}")])
-    assert build_index([path], caption_part="json").key(0) == "a/b"
+def test_a_caption_is_a_text_in_any_of_the_fields(tmp_path: Path) -> None:
+    jsons = {
+        "b": b'{"said": "x"}',
+        "c": b'{"said": ["", " "]}',
+        "d": b'{"said": ["", "y"]}',
+        "e": b"{",
+        "f": b'{"said": 3}',
+    }
+    members = [("a.png", b""), ("a.txt", b"z"), ("g.png", b""), ("g.txt", b" \n")]
+    members += [
+        member for key, data in jsons.items() for member in ((f"{key}.png", b""), (f"{key}.json", data))
+    ]
+    path = tar(tmp_path / "a.tar", members)
+
+    def keys(**options: Any) -> str:
+        index = build_index([path], **options)
+        return "".join(index.key(i)[-1] for i in range(len(index)))
+
+    assert keys() == "a" and keys(caption_fields=["said"]) == "bd"
+    assert keys(caption_fields=["said", "txt"]) == "abd"
+    assert keys(caption_fields=None) == keys(missing="empty") == "agbcdef"
+    with pytest.raises(
+        ValueError, match=r"6 samples of a.tar have no caption in 'txt', the first is g .*in txt, said"
+    ):
+        build_index([path], missing="error")
+    with pytest.raises(ValueError, match="texts there are in said, txt: set caption_field"):
+        build_index([path], caption_fields=["text"])
 
 
 def test_no_sound_sample_at_all_is_an_error(tmp_path: Path) -> None:

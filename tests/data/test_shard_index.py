@@ -103,7 +103,7 @@ def test_what_the_pictures_headers_and_the_json_say_is_there_without_reading_the
         writer.write(encoded(grey, "PNG"), "png", " fünf ", {"score": 1.5, "nsfw": True, "tags": ["x"]})
         writer.write(encoded(grey, "JPEG"), "jpg", "", {"score": 2})
         writer.write(b"<html>", "png", "404", {"language": "en"})
-    index = build_index(find_shards(tmp_path))
+    index = build_index(find_shards(tmp_path), missing="empty")
     assert index.column("width").tolist() == [5, 5, 0] and index.column("height").tolist() == [3, 3, 0]
     assert index.column("format").tolist() == [2, 1, 0]
     assert index.column("caption_length").tolist() == [4, 0, 3]

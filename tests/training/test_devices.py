@@ -72,4 +72,3 @@ def test_a_precision_the_gpu_lacks_is_refused(units, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     with pytest.raises(ValueError, match="Tesla T4 has no bfloat16: use trainer.precision=32-true"):
         choose_precision("bf16-mixed", accelerator="cuda")
-
