@@ -7,7 +7,7 @@ each of them (in worker processes, as bytes), and the loader makes the Batch (on
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ldm import randomness
+from ldm.data.captions import AS_WRITTEN, CaptionRecipe, texts_of
 from ldm.data.decode import UnreadablePicture
 from ldm.data.index import build_index, report
-from ldm.data.sample import Item, Preparation, captions_in, plain, stack
+from ldm.data.sample import Item, Preparation, stack
 from ldm.data.shards import find_shards
 from ldm.interfaces import Batch
 
@@ -33,11 +34,14 @@ class ShardDataset(Dataset[Item]):
     Args:
         shards: a folder, a pattern or a list of them; see ``find_shards``.
         image_size: side of the square that comes out, in pixels.
-        caption_field: "txt", or the json's field that holds a caption or several.
+        caption_field: "txt", a json's field, or several with weights; see ``Preparation``.
+        captions: what is done to captions, and what if there is none.
         flip: mirror every other visit.
         crop: "center" or "random".
         seed: of the random choices.
         background: what transparent parts of a picture show.
+        original_size_from: the json's fields for the original size; see ``Preparation``.
+        buckets: in which sizes pictures come out; None for the square.
 
     Raises:
         FileNotFoundError: a shard is missing.
@@ -49,19 +53,24 @@ class ShardDataset(Dataset[Item]):
         *,
         shards: str | list[str],
         image_size: int,
-        caption_field: str = "txt",
+        caption_field: str | Mapping[str, float] = "txt",
+        captions: CaptionRecipe = AS_WRITTEN,
         flip: bool = False,
         crop: str = "center",
         seed: int = 0,
         background: str = "white",
+        original_size_from: Sequence[str] | None = None,
+        buckets: Sizes | None = None,
     ) -> None:
         self.preparation = Preparation(
             image_size=image_size,
             caption_field=caption_field,
+            captions=captions,
             flip=flip,
             crop=crop,
             seed=seed,
             background=background,
+            original_size_from=original_size_from,
         )
         self.index = build_index(find_shards(shards), caption_part=self.preparation.caption_part)
         if self.index.skipped:
@@ -80,18 +89,18 @@ class ShardDataset(Dataset[Item]):
         for place in range(index, index + 100):
             i = place % len(self)
             key = self.index.key(i)
-            picture, texts = self.index.read(i, "picture"), self.index.read(i, self.preparation.caption_part)
-            assert picture is not None and texts is not None  # else it would not be in the index
+            picture = self.index.read(i, "picture")
+            assert picture is not None  # else it would not be in the index
+            txt, meta = self.index.read(i, "txt"), self.index.read(i, "json")
             try:
-                return self.preparation.item(picture, texts, key=key, visit=visit)
+                return self.preparation.item(picture, txt=txt, meta=meta, key=key, visit=visit)
             except UnreadablePicture as error:
                 log.warning("sample %s is replaced by the next one: %s", key, error)
         raise ValueError(f"100 damaged pictures in a row, from sample {self.index.key(index)} on")
 
     def captions(self, i: int) -> dict[str, list[str]]:
         """Everything that is said about sample ``i``, by field: "txt" and the texts in its json."""
-        meta, txt = self.index.read(i, "json"), self.index.read(i, "txt")
-        return captions_in(meta or b"{}") | ({} if txt is None else {"txt": [plain(txt)]})
+        return texts_of(self.index.read(i, "txt"), self.index.read(i, "json"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.randomness import address
+Size = tuple[int, int]
+"""(height, width) in pixels, as everywhere in this project; only PIL says it the other way round."""
 
 
-def chance(seed: int, purpose: str, key: str, visit: int) -> float:
-    """A number in [0, 1) for one choice about one sample; the same in every process, at every restart."""
-    return (address(seed, purpose, key, visit) >> 10) / 2**53
+class Cut(NamedTuple):
+    """Which part of a picture is shown, in pixels of the whole picture once it is as small as what is shown."""
 
+    top: int
+    left: int
+    height: int  # of the whole picture
+    width: int
 
-def pick(captions: list[str], *, seed: int, key: str, visit: int) -> str:
-    """One of several captions, drawn anew for each visit."""
-    return captions[int(chance(seed, "caption", key, visit) * len(captions))]
+    def mirrored(self, shown_width: int) -> Cut:
+        """The same cut seen from the mirrored picture: what was cut off on the right is now missing on the left."""
+        return self._replace(left=self.width - shown_width - self.left)
 
 
 def shrink(picture: Image.Image, size: int) -> Image.Image:
@@ -29,17 +35,30 @@ def shrink(picture: Image.Image, size: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def square(picture: Image.Image, size: int, *, along: float = 0.5) -> Image.Image:
-    """The largest square of the picture, resampled once (antialiased) to ``size``.
+def fit(picture: Image.Image, size: Size, *, along: float = 0.5) -> tuple[Image.Image, Cut]:
+    """The largest part of the picture in the shape of ``size``, resampled once (antialiased) to it.
 
     Args:
         picture: RGB, any size.
-        size: of the result, in pixels.
-        along: where the square lies on the longer side, 0 (left, top) to 1 (right, bottom).
+        size: of the result.
+        along: where the part lies on the side that is too long, 0 (left, top) to 1 (right, bottom).
+
+    Returns:
+        The result, and which part of the picture it is.
     """
-    side = min(picture.size)
-    left, top = (round(along * (length - side)) for length in picture.size)  # whole pixels: none is blurred
-    return picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    height, width = size
+    whole_width, whole_height = picture.size
+    if whole_width * height >= whole_height * width:  # too wide: the height is used in full
+        part, scale = (width * whole_height / height, float(whole_height)), height / whole_height
+    else:
+        part, scale = (float(whole_width), height * whole_width / width), width / whole_width
+    # whole pixels where they can be: what needs no resizing is not blurred
+    left = min(float(round(along * (whole_width - part[0]))), whole_width - part[0])
+    top = min(float(round(along * (whole_height - part[1]))), whole_height - part[1])
+    box = (left, top, left + part[0], top + part[1])
+    small = (max(height, round(whole_height * scale)), max(width, round(whole_width * scale)))
+    cut = Cut(min(round(top * scale), small[0] - height), min(round(left * scale), small[1] - width), *small)
+    return picture.resize((width, height), Image.Resampling.BICUBIC, box=box), cut
 
 
 def mirror(picture: Image.Image) -> Image.Image:

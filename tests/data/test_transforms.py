@@ -6,29 +6,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm.data.transforms import chance, mirror, pick, shrink, square, to_bytes, to_floats
+from ldm.data.transforms import Cut, fit, mirror, shrink, to_bytes, to_floats
+
+
+def square(picture: Image.Image, side: int, *, along: float = 0.5) -> Image.Image:
+    return fit(picture, (side, side), along=along)[0]
+
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
-
-
-def test_chances_are_uniform_repeatable_and_apart_by_every_part_of_their_name() -> None:
-    draws = np.array([chance(0, "crop", f"key {i}", 0) for i in range(4000)])
-    assert draws.min() >= 0 and draws.max() < 1
-    assert abs(draws.mean() - 1 / 2) < 5 / np.sqrt(12 * 4000)
-    names = [
-        (0, "crop", "a", 0),
-        (1, "crop", "a", 0),
-        (0, "flip", "a", 0),
-        (0, "crop", "b", 0),
-        (0, "crop", "a", 1),
-    ]
-    assert len({chance(*name) for name in names}) == len(names)
-    assert chance(*names[0]) == chance(*names[0])
-
-
-def test_every_caption_has_its_turn() -> None:
-    picked = [pick(["a", "b", "c"], seed=0, key="k", visit=visit) for visit in range(300)]
-    assert all(70 < picked.count(caption) < 130 for caption in "abc")
 
 
 def test_a_square_of_its_own_size_is_copied_to_the_pixel() -> None:
@@ -46,6 +31,34 @@ def test_the_square_lies_where_it_is_told_in_both_formats() -> None:
         # The filter looks one pixel over the square's edge, as if the whole picture had been resized.
         assert np.asarray(square(picture, 10, along=0.0)).min() > 230
         assert np.asarray(square(picture, 10, along=1.0)).max() == 0
+
+
+def test_the_largest_part_in_the_wanted_shape_is_shown() -> None:
+    """Every pixel of the result is a known place of the picture: a ramp says which."""
+    ramp = np.zeros((300, 500, 3))
+    ramp[..., 0], ramp[..., 1] = np.linspace(0, 250, 500), np.linspace(0, 250, 300)[:, None]
+    picture = Image.fromarray(ramp.round().astype(np.uint8))
+    for size in ((30, 50), (60, 20), (20, 60), (45, 50), (300, 300), (600, 1000), (31, 57)):
+        for along in (0.0, 0.37, 1.0):
+            shown, cut = fit(picture, size, along=along)
+            assert shown.size == (size[1], size[0])
+            scale = max(size[0] / 300, size[1] / 500)
+            assert abs(cut.height - 300 * scale) <= 1 and abs(cut.width - 500 * scale) <= 1
+            assert min(cut.height - size[0], cut.width - size[1]) == 0  # one side is used in full
+            assert 0 <= cut.top <= cut.height - size[0] and 0 <= cut.left <= cut.width - size[1]
+            middle = np.asarray(shown)[size[0] // 2, size[1] // 2].astype(float)
+            x, y = (cut.left + size[1] // 2 + 0.5) / scale - 0.5, (cut.top + size[0] // 2 + 0.5) / scale - 0.5
+            off = 0.6 + 250 / 300 / scale  # half a grey level, and the cut's rounding to a pixel
+            assert abs(middle[0] - x / 499 * 250) < off and abs(middle[1] - y / 299 * 250) < off
+
+
+def test_what_is_cut_off_a_mirrored_picture_counts_from_its_own_left() -> None:
+    _, cut = fit(NOISE, (48, 48), along=0.25)
+    assert cut == Cut(top=0, left=8, height=48, width=80)
+    assert cut.mirrored(48) == Cut(top=0, left=24, height=48, width=80)
+    mirrored, from_left = fit(mirror(NOISE), (48, 48), along=0.75)
+    assert from_left == cut.mirrored(48)
+    assert np.array_equal(np.asarray(mirror(mirrored)), np.asarray(fit(NOISE, (48, 48), along=0.25)[0]))
 
 
 def test_resizing_is_antialiased() -> None:
