@@ -13,9 +13,9 @@ Time runs from t = 0 (data) to t = 1 (noise), for every schedule::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -294,6 +294,10 @@ class TextEncoder(Protocol):
     width: int  # D
     pooled_width: int  # P
     length: int  # the most tokens a caption may take
+    contract: Mapping[
+        str, Any
+    ]  # plain data: all that an embedding depends on besides its caption and learned weights
+    content_hash: str  # the contract's: what a cache of embeddings is named by
 
     def __call__(self, captions: Sequence[str]) -> Conditioning: ...
 
