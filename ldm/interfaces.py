@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -300,6 +300,15 @@ class TextEncoder(Protocol):
     content_hash: str  # the contract's: what a cache of embeddings is named by
 
     def __call__(self, captions: Sequence[str]) -> Conditioning: ...
+
+
+@runtime_checkable
+class CountsCutCaptions(Protocol):
+    """A text encoder that knows how many captions were longer than it takes."""
+
+    def shares_cut(self) -> Mapping[str, float]:
+        """Share of the captions so far, in [0, 1], by the names of joined encoders; of a single one under ""."""
+        ...
 
 
 class LatentCodec(Protocol):

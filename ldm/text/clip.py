@@ -100,6 +100,8 @@ class ClipText(FrozenTextEncoder):
         padding: The token that fills up; None for the end token, as with OpenAI's models. open_clip's own have 0.
         dtype: Of the weights and of what is computed.
         batch_size: How many captions are encoded at once; None for all.
+        width: D, stated for networks' configs to refer to, and checked; None leaves it unsaid.
+        pooled_width: P, likewise.
 
     Raises:
         MissingNeeds: The weights or the package open_clip_torch are not there.
@@ -118,6 +120,8 @@ class ClipText(FrozenTextEncoder):
         padding: int | None = None,
         dtype: Dtype = "float32",
         batch_size: int | None = None,
+        width: int | None = None,
+        pooled_width: int | None = None,
     ) -> None:
         refuse_unmet([package(PACKAGE, extra="text")])
         tokenizer = ClipTokenizer()
@@ -128,6 +132,7 @@ class ClipText(FrozenTextEncoder):
             lowercase=False,  # its tokenizer does
             dtype=dtype,
             batch_size=batch_size,
+            stated=(width, pooled_width),
         )
         self.sizes = sizes = architecture.sizes()
         self.layer, self.final_norm, self.pooling = layer, final_norm, pooling or Unpooled()
@@ -226,7 +231,7 @@ class OpenClipWeights:
                     what=f"the CLIP weights {self.path}",
                     found=self.path if there else None,
                     looked_in=(self.path,),
-                    bring="copy the file there, or give its place with path=...",
+                    bring="copy the file there, or give its place with {key}path=...",
                 ),
             ]
         repo, files, url = self._published()
@@ -239,7 +244,7 @@ class OpenClipWeights:
                 found=None if cached is None else str(cached),
                 looked_in=(f"{repo} in Hugging Face's cache {cache_folder()}", *([old] if old else [])),
                 bring=f"where there is internet: hf download {repo} {files[0]} --local-dir clip, then copy the "
-                f"file here and give path=<file>; or let it be downloaded with allow_download=true",
+                f"file here and give {{key}}path=<file>; or let it be downloaded with allow_download=true",
                 fetched=cached is None and self.allow_download,
             ),
         ]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ldm.interfaces import Conditioning
 from ldm.text.contract import hash_contract
+from ldm.text.frozen import refuse_other_widths
 
 
 class Joined(nn.Module, ABC):
@@ -73,12 +74,16 @@ class SideBySide(Joined):
 
     Args:
         encoders: By name, in order; all of one length, and all dividing captions into the same tokens.
+        width: D, stated for networks' configs to refer to, and checked; None leaves it unsaid.
+        pooled_width: P, likewise.
 
     Raises:
-        ValueError: Their lengths differ.
+        ValueError: Their lengths differ, or widths are stated otherwise.
     """
 
-    def __init__(self, *, encoders: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, *, encoders: dict[str, nn.Module], width: int | None = None, pooled_width: int | None = None
+    ) -> None:
         super().__init__(encoders=encoders)
         lengths = self.of_each("length")
         if len(set(lengths)) > 1:
@@ -86,6 +91,7 @@ class SideBySide(Joined):
             raise ValueError(f"encoders side by side need one length for all, and have {named}")
         self.length = lengths[0]
         self.width = sum(self.of_each("width"))
+        refuse_other_widths((width, pooled_width), (self.width, self.pooled_width))
 
     def join(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return torch.cat(list(tokens), dim=-1), torch.stack(list(masks)).any(dim=0)
@@ -96,12 +102,20 @@ class OneAfterTheOther(Joined):
 
     Args:
         encoders: By name, in order.
+        width: D, stated for networks' configs to refer to, and checked; None leaves it unsaid.
+        pooled_width: P, likewise.
+
+    Raises:
+        ValueError: Widths are stated otherwise.
     """
 
-    def __init__(self, *, encoders: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, *, encoders: dict[str, nn.Module], width: int | None = None, pooled_width: int | None = None
+    ) -> None:
         super().__init__(encoders=encoders)
         self.length = sum(self.of_each("length"))
         self.width = max(self.of_each("width"))
+        refuse_other_widths((width, pooled_width), (self.width, self.pooled_width))
 
     def join(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         padded = [F.pad(x, (0, self.width - x.shape[-1])) for x in tokens]

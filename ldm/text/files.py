@@ -113,12 +113,12 @@ class PretrainedFolder:
         where = f"{folder or self.path}" if self.path else f"Hugging Face's cache {cache_folder()}"
         looked = str(Path(where) / subfolder) if self.path else where
         missing = "" if lacking == ["all"] else f" ({', '.join(lacking[:3])})"
-        bring = "copy the whole folder there, or give its place with path=..."
+        bring = "copy the whole folder there, or give its place with {key}path=..."
         if self.repo is not None:
             local = self.repo.rpartition("/")[2]
             bring = (
                 f"where there is internet: hf download {self.repo} --local-dir {local}, then copy the folder here and "
-                f"give path=<folder>; or let it be downloaded with allow_download=true"
+                f"give {{key}}path=<folder>; or let it be downloaded with allow_download=true"
             )
         return Need(
             what=f"the {kind} {name}{missing}",

@@ -38,6 +38,7 @@ class FrozenTextEncoder(nn.Module, ABC):
         lowercase: Lower the case of captions and strip spaces at their ends before the tokenizer sees them.
         dtype: Of weights and of what is computed; embeddings come as float32.
         batch_size: How many captions are encoded at once; None for all.
+        stated: D and P as a config states them, None where it does not: see ``refuse_other_widths``.
 
     Raises:
         ValueError: No room for tokens, or a batch of none.
@@ -57,6 +58,7 @@ class FrozenTextEncoder(nn.Module, ABC):
         lowercase: bool,
         dtype: Dtype,
         batch_size: int | None,
+        stated: tuple[int | None, int | None],
     ) -> None:
         super().__init__()
         if length < 2:
@@ -71,6 +73,7 @@ class FrozenTextEncoder(nn.Module, ABC):
         self.lowercase = lowercase
         self.dtype = dtype
         self.batch_size = batch_size
+        self.stated = stated
         self.cut = CutCaptions()
 
     # --- what a subclass says ------------------------------------------------------------------------------------
@@ -85,6 +88,7 @@ class FrozenTextEncoder(nn.Module, ABC):
 
     def finish(self) -> None:
         """Freeze, and work out the contract; the weights have their dtype, ``width`` and ``pooled_width`` are set."""
+        refuse_other_widths(self.stated, (self.width, self.pooled_width))
         self.requires_grad_(False).eval()
         weights = fingerprint(self.state_dict())
         if weights:  # on the meta device nothing is read, a vocabulary neither
@@ -159,6 +163,17 @@ def _own_precision(device: torch.device) -> AbstractContextManager[object]:
 def on_meta() -> bool:
     """Whether what is built now has shapes only, ``with torch.device("meta")``: no file is read then."""
     return torch.get_default_device().type == "meta"
+
+
+def refuse_other_widths(stated: tuple[int | None, int | None], own: tuple[int, int]) -> None:
+    """D and P follow from the model, but a network's config can only refer to what a text encoder's config states.
+
+    Raises:
+        ValueError: They are stated otherwise.
+    """
+    for name, said, true in zip(("width", "pooled_width"), stated, own, strict=True):
+        if said not in (None, true):
+            raise ValueError(f"{name}={said} is stated, but this text encoder has {name}={true}: state that")
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

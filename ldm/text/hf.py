@@ -74,6 +74,8 @@ class HuggingFaceText(FrozenTextEncoder):
         lowercase: Lower the case of captions first, as PixArt's pipeline does.
         dtype: Of the weights and of what is computed. T5 was trained in bfloat16 and overflows in float16.
         batch_size: How many captions are encoded at once; None for all.
+        width: D, stated for networks' configs to refer to, and checked; None leaves it unsaid.
+        pooled_width: P, likewise.
 
     Raises:
         MissingNeeds: Files or the package transformers are not there.
@@ -95,6 +97,8 @@ class HuggingFaceText(FrozenTextEncoder):
         lowercase: bool = False,
         dtype: Dtype = "float32",
         batch_size: int | None = None,
+        width: int | None = None,
+        pooled_width: int | None = None,
     ) -> None:
         if weights is None and architecture is None:
             raise ValueError("weights=null makes a model of random weights, and needs its architecture")
@@ -110,6 +114,7 @@ class HuggingFaceText(FrozenTextEncoder):
             lowercase=lowercase,
             dtype=dtype,
             batch_size=batch_size,
+            stated=(width, pooled_width),
         )
         self.layer, self.final_norm, self.attends_padding = layer, final_norm, attends_padding
         self.pooling = pooling or Unpooled()
@@ -155,6 +160,9 @@ class HuggingFaceText(FrozenTextEncoder):
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         model: Any = self.model
+        everything = (
+            self.attends_padding or mask.is_meta
+        )  # transformers looks into masks, and meta has no values
         norm, before_norm = self._norm(), list[Tensor]()
         hook = (
             norm.register_forward_pre_hook(lambda _, inputs: before_norm.append(inputs[0])) if norm else None
@@ -162,7 +170,7 @@ class HuggingFaceText(FrozenTextEncoder):
         try:
             out = model(
                 input_ids=ids,
-                attention_mask=None if self.attends_padding else mask.long(),
+                attention_mask=None if everything else mask.long(),
                 output_hidden_states=self.layer != -1,
             )
         finally:
