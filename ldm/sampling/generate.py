@@ -155,7 +155,8 @@ class Generation:
         uncond = None
         if self.guidance.needs_uncond or scales is not None:
             # Also without a prompt a picture has its size: the null condition is told the same.
-            uncond = replace(self.text_encoder([request.negative for request in requests]), sizes=told)
+            negatives = encode(self.text_encoder, [request.negative for request in requests])
+            uncond = replace(negatives, sizes=told)
         weaker = self._weaker(requests, told, latent_size)
         denoise = self.guidance(diffusion, self.network, cond, uncond, scales=scales, weaker=weaker)
         noise = ImageNoise(
@@ -186,13 +187,27 @@ class Generation:
 
 def conditioning(text_encoder: TextEncoder, requests: Sequence[Request]) -> Conditioning:
     """The prompts', B of them, each as far towards its second prompt as its blend says."""
-    cond = text_encoder([request.prompt for request in requests])
+    cond = encode(text_encoder, [request.prompt for request in requests])
     blends = [request.blend for request in requests]
     if all(blend is None for blend in blends):
         return cond
     others = [request.prompt if request.blend is None else request.blend.prompt for request in requests]
     fractions = torch.tensor([0.0 if blend is None else blend.fraction for blend in blends])
-    return between(cond, text_encoder(others), fractions)
+    return between(cond, encode(text_encoder, others), fractions)
+
+
+def encode(text_encoder: TextEncoder, captions: Sequence[str]) -> Conditioning:
+    """B captions -> Conditioning, each different one encoded once and alone.
+
+    Once, because a batch has one negative prompt, as a rule; alone, so that the last bits of a caption's embedding do
+    not depend on what else is asked for.
+    """
+    different = list(dict.fromkeys(captions))
+    each = Conditioning.concatenate([text_encoder([caption]) for caption in different])
+    if len(different) == len(captions):
+        return each
+    place = {caption: row for row, caption in enumerate(different)}
+    return each[torch.tensor([place[caption] for caption in captions], device=each.mask.device)]
 
 
 def to_uint8(images: Tensor) -> Tensor:
