@@ -183,7 +183,7 @@ def check_shares(global_batch: int, world_size: int) -> None:
         )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)  # with buckets, two for each of them
 def permutation(seed: int, num: int) -> np.ndarray:
     """A permutation of range(num): the numbers sorted by their hashes. (num,) uint32, not to be written to."""
     order = np.argsort(_hashes(seed, num)).astype(np.uint32)  # no two hashes agree, so any sort does the same

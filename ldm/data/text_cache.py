@@ -35,14 +35,14 @@ CONTRACT, NULL = "contract.json", "null.safetensors"
 MOST_OPEN = 8192
 
 
-def text_contract(encoder: Any, dataset: ShardDataset) -> dict[str, Any]:
+def text_contract(encoder: TextEncoder, dataset: ShardDataset) -> dict[str, Any]:
     """What embeddings depend on besides the samples' texts.
 
     Raises:
         ValueError: The encoder is trained with the denoiser, or captions cannot be listed beforehand.
     """
-    content_hash = getattr(encoder, "content_hash", "")
-    if not content_hash:
+    trained = isinstance(encoder, torch.nn.Module) and any(p.requires_grad for p in encoder.parameters())
+    if trained or not encoder.content_hash:
         raise ValueError(
             f"{type(encoder).__name__} is trained together with the denoiser, so its embeddings cannot be made "
             f"beforehand: choose a pretrained text_encoder, or cache latents only"
@@ -50,8 +50,8 @@ def text_contract(encoder: Any, dataset: ShardDataset) -> dict[str, Any]:
     preparation = dataset.preparation
     preparation.captions.every([])  # refuses what is another caption each time
     return {
-        "encoder_hash": content_hash,
-        "encoder": getattr(encoder, "contract", {}),
+        "encoder_hash": encoder.content_hash,
+        "encoder": dict(encoder.contract),
         "fields": list(preparation.fields),
         "templates": None if preparation.captions.templates is None else list(preparation.captions.templates),
     }
@@ -123,6 +123,8 @@ def _write(
     columns: Mapping[str, Any],
 ) -> None:
     first = encoder(captions[:batch_size])
+    if first.labels is not None:
+        raise ValueError(f"{type(encoder).__name__} tells class labels: there is nothing to make beforehand")
     num, shapes = len(captions), (first.tokens.shape[1:], first.mask.shape[1:], first.pooled.shape[1:])
     blank: dict[str, np.ndarray | Blank] = {
         "tokens": (np.float16, (num, *shapes[0])),
@@ -157,7 +159,7 @@ class TextCache:
         ValueError: They were made by another encoder, or of other captions.
     """
 
-    def __init__(self, folder: str | Path, dataset: ShardDataset, encoder: Any) -> None:
+    def __init__(self, folder: str | Path, dataset: ShardDataset, encoder: TextEncoder) -> None:
         self.folder = Path(folder)
         _check(self.folder, text_contract(encoder, dataset))
         self.parts = text_parts(dataset)
@@ -211,12 +213,26 @@ def _check(folder: Path, mine: dict[str, Any]) -> None:
         raise FileNotFoundError(
             f"no text encoded beforehand in '{folder}'; make it with: ldm encode text_encoder=..."
         ) from None
-    mine = json.loads(json.dumps(mine))
-    wrong = [name for name in mine if said.get(name) != mine[name]]
+    then, now = _flat(said), _flat(json.loads(json.dumps(mine)))
+    wrong = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if wrong:
         listed = "; ".join(
-            f"{name} was {str(said.get(name))[:60]} and is {str(mine[name])[:60]}" for name in wrong
+            f"{name} was {_short(then.get(name))} and is {_short(now.get(name))}" for name in wrong[:4]
         )
         raise ValueError(
-            f"the text in '{folder}' was encoded differently: {listed}; encode it anew, or use what it was"
+            f"the text in '{folder}' was encoded differently: {listed}; encode it anew, or use what it was made with"
         )
+
+
+def _flat(contract: Any, name: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"encoder.length": 77}."""
+    if not isinstance(contract, dict):
+        return {name: contract}
+    found = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in contract.items()]
+    return {key: value for part in found for key, value in part.items()}
+
+
+def _short(value: Any) -> str:
+    """In a message: hashes by their beginning."""
+    text = str(value)
+    return text[:12] if len(text) == 64 and " " not in text else text[:60]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,9 +51,9 @@ class Letters:
 
     width, pooled_width, length = 4, 2, 12
     content_hash = "ef" * 32
-    contract: ClassVar = {"encoder": "Letters", "length": 12}
 
     def __init__(self) -> None:
+        self.contract = {"encoder": "Letters", "length": 12}
         self.encoded: list[str] = []
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:

@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from ldm.data.bucket_order import BucketBatches
+from ldm.data.bucket_order import Bucket, BucketBatches, buckets_of
 from ldm.data.buckets import Assignment
 
 SIZES = ((64, 64), (48, 80), (80, 48), (32, 96))
@@ -24,17 +24,25 @@ def assignment(counts: tuple[int, ...] = COUNTS, *, left_out: int = 3) -> Assign
 
 
 ASSIGNED = assignment()
+SHARDS = (30, 5, 33, 25)
+
+
+def orders(assigned: Assignment, shards: tuple[int, ...] | None = None, *, seed: int = 0) -> list[Bucket]:
+    return buckets_of(assigned, shards or [len(assigned.bucket)], seed=seed)
 
 
 def taken(num: int, **options: int) -> list[list[tuple[int, int]]]:
-    return list(
-        itertools.islice(BucketBatches(assignment=ASSIGNED, **{"global_batch": BATCH, **options}), num)
-    )
+    buckets = orders(ASSIGNED, SHARDS, seed=options.get("seed", 0))
+    order = BucketBatches(buckets=buckets, **{"global_batch": BATCH, **options})
+    return [[(i, v) for i, v, _ in step] for step in itertools.islice(order, num)]
 
 
 def test_a_step_takes_its_pictures_from_one_bucket() -> None:
     for step in taken(100):
-        assert len(step) == BATCH and len({ASSIGNED.bucket[i] for i, _ in step} - {-1}) == 1
+        assert len(step) == BATCH and len({ASSIGNED.bucket[i] for i, _ in step}) == 1
+    order = BucketBatches(buckets=orders(ASSIGNED), global_batch=BATCH)
+    for step in itertools.islice(order, 100):
+        assert all(ASSIGNED.bucket[i] == bucket for i, _, bucket in step)
 
 
 def test_every_picture_has_its_turn_at_each_visit_and_none_is_ahead() -> None:
@@ -68,7 +76,7 @@ def test_a_restart_goes_on_where_the_run_stood() -> None:
 
 
 def test_buckets_and_epochs_are_mixed() -> None:
-    order = BucketBatches(assignment=assignment((400, 400), left_out=0), global_batch=4)
+    order = BucketBatches(buckets=orders(assignment((400, 400), left_out=0)), global_batch=4)
     first, second = order.turns(0).tolist(), order.turns(1).tolist()
     assert Counter(first) == Counter(second) == {0: 100, 1: 100} and first != second
     changes = sum(a != b for a, b in itertools.pairwise(first))
@@ -85,10 +93,10 @@ def test_a_far_place_is_found_at_once() -> None:
 
 @pytest.mark.parametrize("counts", [(1,), (1, 1, 1), (3, 200)])
 def test_small_data_sets_and_large_batches_work_too(counts: tuple[int, ...]) -> None:
-    assigned = assignment(counts)
-    whole = list(itertools.islice(BucketBatches(assignment=assigned, global_batch=64), 60))
+    buckets = orders(assignment(counts))
+    whole = list(itertools.islice(BucketBatches(buckets=buckets, global_batch=64), 60))
     for step in (0, 1, 13, 40):
-        resumed = BucketBatches(assignment=assigned, global_batch=64, start=64 * step)
+        resumed = BucketBatches(buckets=buckets, global_batch=64, start=64 * step)
         assert list(itertools.islice(resumed, 5)) == whole[step : step + 5]
     flat = [request for step in whole for request in step]
     assert len(set(flat)) == len(flat)
@@ -96,6 +104,33 @@ def test_small_data_sets_and_large_batches_work_too(counts: tuple[int, ...]) -> 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size is 10 .* 4 of them"):
-        BucketBatches(assignment=ASSIGNED, global_batch=10, world_size=4)
+        BucketBatches(buckets=orders(ASSIGNED), global_batch=10, world_size=4)
     with pytest.raises(ValueError, match="empty"):
-        BucketBatches(assignment=assignment((0,)), global_batch=4)
+        BucketBatches(buckets=[], global_batch=4)
+
+
+def test_sources_keep_their_proportions_in_every_bucket() -> None:
+    """Two sources, the second three times as often; in both, buckets hold different shares."""
+    bucket = np.repeat([0, 1, 0, 1, -1], [60, 20, 30, 90, 10]).astype(np.int16)
+    assigned, first = Assignment(SIZES[:2], bucket), 80
+    buckets = buckets_of(assigned, [50, 30, 130], seed=0, sources=[80, 130], weights=[1.0, 3.0])
+    steps = list(itertools.islice(BucketBatches(buckets=buckets, global_batch=8), 6000))
+    flat = [request for step in steps for request in step]
+    assert all(bucket[i] == number for i, _, number in flat)
+    shares = Counter((i >= first, number) for i, _, number in flat)
+    expected = {(False, 0): 60 / 80, (False, 1): 20 / 80, (True, 0): 3 * 30 / 120, (True, 1): 3 * 90 / 120}
+    for which, share in expected.items():
+        assert abs(shares[which] / len(flat) - share / 4) < 0.01
+    assert len({(i, visit) for i, visit, _ in flat}) == len(flat)
+    visits = Counter(i for i, _, _ in flat)
+    assert max(visits[i] for i in range(60)) - min(visits[i] for i in range(60)) <= 1
+    resumed = BucketBatches(buckets=buckets, global_batch=8, start=8 * 1234)
+    assert list(itertools.islice(resumed, 20)) == steps[1234:1254]
+
+
+def test_a_large_data_set_is_read_shard_by_shard() -> None:
+    """With a small window, a step's samples come from few of many shards, in every bucket."""
+    bucket = np.random.default_rng(0).integers(0, 2, 100 * 100).astype(np.int16)
+    buckets = buckets_of(Assignment(SIZES[:2], bucket), [100] * 100, seed=0, window=1000)
+    for step in itertools.islice(BucketBatches(buckets=buckets, global_batch=64), 30):
+        assert len({i // 100 for i, _, _ in step}) <= 24  # of 100; two windows at the most

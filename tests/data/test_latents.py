@@ -140,8 +140,9 @@ def test_text_of_another_encoder_or_other_captions_is_refused_by_name(
 ) -> None:
     encode_text(Letters(), data, tmp_path / "text", batch_size=5)
     other = Letters()
-    other.content_hash = "cd" * 32
-    with pytest.raises(ValueError, match=r"encoder_hash was efefef.* and is cdcdcd"):
+    other.content_hash, other.contract = "cd" * 32, {"encoder": "Letters", "length": 14}
+    expected = "encoder_hash was efefefefefef and is cdcdcdcdcdcd; encoder.length was 12 and is 14"
+    with pytest.raises(ValueError, match=expected):
         TextCache(tmp_path / "text", data, other)
     fewer = dataset(tmp_path / "shards", caption_field="txt")
     with pytest.raises(ValueError, match=r"fields was \['captions', 'txt'\] and is \['txt'\]"):
@@ -151,10 +152,13 @@ def test_text_of_another_encoder_or_other_captions_is_refused_by_name(
 
 
 def test_text_that_training_changes_cannot_be_encoded_once(tmp_path: Path, data: ShardDataset) -> None:
-    learned = Letters()
-    learned.content_hash = ""
-    with pytest.raises(ValueError, match="Letters is trained together with the denoiser"):
-        encode_text(learned, data, tmp_path / "text", batch_size=5)
+    class Learned(Letters, torch.nn.Module):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    with pytest.raises(ValueError, match="Learned is trained together with the denoiser"):
+        encode_text(Learned(), data, tmp_path / "text", batch_size=5)
 
 
 def test_each_different_caption_is_encoded_once(tmp_path: Path, data: ShardDataset) -> None:

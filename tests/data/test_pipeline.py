@@ -188,7 +188,9 @@ def test_options_that_are_none_are_named(shards: str) -> None:
         ShardDataset(shards=shards, image_size=8, crop="centre")
     with pytest.raises(ValueError, match="image_size is 0"):
         ShardDataset(shards=shards, image_size=0)
-    with pytest.raises(ValueError, match=r"no sound sample .* texts there are in captions, txt: set caption_field"):
+    with pytest.raises(
+        ValueError, match=r"no sound sample .* texts there are in captions, txt: set caption_field"
+    ):
         ShardDataset(shards=shards, image_size=8, caption_field="text")[0]
 
 
