@@ -34,7 +34,8 @@ def read_header(data: bytes | memoryview) -> PictureHeader:
     first = bytes(data[:8])
     try:
         if first[:3] == b"\xff\xd8\xff":
-            return _jpeg(data) or _by_pil(data)
+            found = jpeg_header(data)
+            return _by_pil(data) if found is None else _displayed("jpeg", *found)
         if first == _PNG:
             return _png(data) or _by_pil(data)
     except (IndexError, struct.error):
@@ -42,8 +43,12 @@ def read_header(data: bytes | memoryview) -> PictureHeader:
     return _by_pil(data)
 
 
-def _jpeg(data: bytes | memoryview) -> PictureHeader | None:
-    """None where PIL has to look."""
+def jpeg_header(data: bytes | memoryview) -> tuple[int, int, int] | None:
+    """Width and height of a JPEG as stored, and EXIF's orientation; None where PIL has to look.
+
+    Raises:
+        IndexError, struct.error: the header is cut.
+    """
     at, turned = 2, 1
     while True:
         if data[at] != 0xFF:
@@ -55,7 +60,7 @@ def _jpeg(data: bytes | memoryview) -> PictureHeader | None:
             at += 2
         elif marker in _SIZE_MARKERS:
             height, width = struct.unpack_from(">HH", data, at + 5)
-            return _displayed("jpeg", width, height, turned) if height and width else None
+            return (width, height, turned) if height and width else None
         elif marker in (0xD9, 0xDA):  # the picture before its size
             return None
         else:

@@ -28,7 +28,6 @@ class Request(NamedTuple):
 
     index: int  # of the sample in the data set
     visit: int  # how often it was taken before
-    bucket: int = 0  # which of the data set's picture sizes it is brought to; 0 where there is one
 
 
 class Walk(Protocol):
@@ -69,9 +68,9 @@ class Order(Protocol):
 class Shuffled:
     """Each sample once per epoch, in another order each epoch.
 
-    Two levels: the shards are shuffled, and then all samples within a window of consecutive ones. With at most ``window``
-    samples that is a perfect shuffle; with more, samples of about ``window`` / (samples per shard) shards at a time are
-    mixed, so that reading stays within them.
+    Two levels: the shards are shuffled, and then all samples within a window of consecutive ones. With at most
+    ``window`` samples that is a perfect shuffle; with more, samples of about ``window`` / (samples per shard) shards at
+    a time are mixed, so that reading stays within them.
 
     Args:
         counts: samples in each shard, in the order of the index.
@@ -192,7 +191,7 @@ def permutation(seed: int, num: int) -> np.ndarray:
 
 
 def _hashes(seed: int, num: int) -> np.ndarray:
-    """splitmix64 (Steele et al. 2014) at ``num`` points in sequence, from ``seed`` on; a bijection of 64-bit numbers."""
+    """splitmix64 (Steele et al. 2014) at ``num`` points in sequence, from ``seed`` on: all of them different."""
     x = np.uint64(seed) + np.arange(1, num + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ldm.data.captions import AS_WRITTEN, CaptionRecipe, as_fields, chance, number_of, texts_of
-from ldm.data.decode import colour, decode
+from ldm.data.decode import colour
+from ldm.data.pixels import decode_pixels
 from ldm.data.transforms import Cut, Size, fit, mirror, to_bytes, to_floats
 from ldm.interfaces import Batch
 
@@ -45,6 +46,9 @@ class Preparation:
         crop: "center", or "random" along the longer side.
         seed: of the choices.
         background: what transparent parts of a picture show.
+        decode_margin: JPEGs are decoded at the smallest of their full, half, quarter and eighth size that is at least
+            so many times what is shown, and resampled from there. 1 is fastest, 2 is within half a grey level of
+            resampling all pixels; see ``ldm.data.pixels``.
         original_size_from: the json's fields with the height and width that a picture had before it was packed, for
             size conditioning; None, or where they are missing, for those of the stored picture.
 
@@ -59,6 +63,7 @@ class Preparation:
     crop: str = "center"
     seed: int = 0
     background: str = "white"
+    decode_margin: float = 1.0
     original_size_from: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +71,8 @@ class Preparation:
             raise ValueError(f"crop is '{self.crop}'; it may be one of {', '.join(CROPS)}")
         if self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; it is a side in pixels, 1 or more")
+        if self.decode_margin < 1:
+            raise ValueError(f"decode_margin is {self.decode_margin}; it is a factor, 1 or more")
         if self.original_size_from is not None and len(self.original_size_from) != 2:
             raise ValueError("original_size_from names two fields: [original_height, original_width]")
         colour(self.background)
@@ -102,13 +109,15 @@ class Preparation:
         """
         caption = self.caption(txt, meta, key=key, visit=visit)  # before the costly part
         size = size or (self.image_size, self.image_size)
-        rgb = decode(picture, background=colour(self.background))
-        original = self._original_size(meta) or (rgb.height, rgb.width)
+        pixels = decode_pixels(
+            picture, shown=size, margin=self.decode_margin, background=colour(self.background)
+        )
+        original = self._original_size(meta) or (pixels.height, pixels.width)
         along = 0.5 if self.crop == "center" else chance(self.seed, "crop", key, visit)
-        rgb, cut = fit(rgb, size, along=along)
+        shown, cut = fit(pixels, size, along=along)
         if self.flip and chance(self.seed, "flip", key, visit) < 0.5:
-            rgb, cut = mirror(rgb), cut.mirrored(rgb.width)
-        return Item(to_bytes(rgb), caption, micro_conditioning(original, cut, size), key, visit)
+            shown, cut = mirror(shown), cut.mirrored(size[1])
+        return Item(to_bytes(shown), caption, micro_conditioning(original, cut, size), key, visit)
 
     def caption(self, txt: bytes | None, meta: bytes | None, *, key: str, visit: int) -> str:
         """The caption of this visit; see ``item``."""
@@ -180,4 +189,8 @@ def stack(items: Sequence[Item]) -> Stacked:
     """Collate, without changing a value."""
     images, captions, sizes, keys, visits = zip(*items, strict=True)
     told = torch.tensor(sizes, dtype=torch.float32)
-    return Stacked(torch.stack(images), list(captions), told, list(keys), list(visits))
+    # Rows, columns, colours in memory, as decoded: copied in one piece, and never put in another order.
+    pixels = torch.stack([image.permute(1, 2, 0) for image in images]).permute(
+        0, 3, 1, 2
+    )  # (B, 3, height, width)
+    return Stacked(pixels, list(captions), told, list(keys), list(visits))
