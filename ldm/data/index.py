@@ -93,6 +93,11 @@ class SampleIndex:
         shard, row = self.place(i)
         return f"{self.names[shard]}/{self._shard(shard).key(row)}"
 
+    def skip(self, i: int, reason: str) -> Skipped:
+        """A note that sample ``i`` cannot be used."""
+        shard, row = self.place(i)
+        return Skipped(self.shards[shard].name, self._shard(shard).key(row), reason)
+
     def find(self, key: str) -> int:
         """The number of the sample called ``key``; a search through its shard, for rare use.
 

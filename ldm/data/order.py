@@ -28,6 +28,7 @@ class Request(NamedTuple):
 
     index: int  # of the sample in the data set
     visit: int  # how often it was taken before
+    bucket: int = 0  # which of the data set's picture sizes it is brought to
 
 
 class Walk(Protocol):
