@@ -33,7 +33,7 @@ def encode(
     text_encoder: TextEncoder | None = None,
     buckets: Sizes | None = None,
     caption_field: str | dict[str, float] = "txt",
-    captions: CaptionRecipe = AS_WRITTEN,
+    caption_recipe: CaptionRecipe = AS_WRITTEN,
     background: str = "white",
     original_size_from: list[str] | None = None,
     device: str = "auto",
@@ -55,7 +55,7 @@ def encode(
         text_encoder: a pretrained one, by which captions are encoded, too.
         buckets: in which sizes pictures come out; as in training.
         caption_field: as in training; captions of one field or several.
-        captions: as in training; what is done to captions, and what if there is none.
+        caption_recipe: as in training; what is done to captions, and what if there is none.
         background: what transparent parts of a picture show.
         original_size_from: as in training; the json's fields for size conditioning.
         device: "auto", "cpu", "cuda".
@@ -87,7 +87,7 @@ def encode(
         image_size=image_size or 1,
         buckets=buckets,
         caption_field=caption_field,
-        captions=captions,
+        captions=caption_recipe,
         background=background,
         original_size_from=original_size_from,
     )

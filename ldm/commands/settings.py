@@ -61,7 +61,7 @@ class TrainConfig:
     text_encoder: Part | Nothing
     data: Part
     buckets: Part | None = None  # for data; runs of older versions have none
-    captions: Part | None = None
+    caption_recipe: Part | None = None
     sampler: Part | Nothing
     grid: Part | Nothing
     guidance: Part | Nothing

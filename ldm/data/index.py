@@ -294,8 +294,8 @@ def _without_caption(header: ShardHeader, key: str, num: int, fields: Sequence[s
     there = [name for name, count in header.with_text.items() if count]
     return (
         f"{num} samples of {header.path.name} have no caption in {' or '.join(map(repr, fields))}, the first is {key} "
-        f"(texts there are in {', '.join(there) or 'no field at all'}): set caption_field, or captions.missing to skip "
-        f"or empty"
+        f"(texts there are in {', '.join(there) or 'no field at all'}): set caption_field, or caption_recipe.missing "
+        f"to skip or empty"
     )
 
 
