@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from ldm.data.bad_samples import Ledger, TooManyBadSamples
+from ldm.data.blend import Source
 from ldm.data.buckets import Assignment, Sizes, Square
 from ldm.data.captions import AS_WRITTEN, CaptionRecipe, texts_of
 from ldm.data.decode import UnreadablePicture
-from ldm.data.index import Skipped, build_index, report
+from ldm.data.index import Skipped, build_index, joined, report
 from ldm.data.loading import BatchLoader, Reader
 from ldm.data.order import Order, Request
 from ldm.data.sample import Item, MissingCaption, Preparation
@@ -46,7 +48,7 @@ class ShardDataset(Dataset[Item]):
         original_size_from: the json's fields for the original size; see ``Preparation``.
         buckets: in which sizes pictures come out; None for the square.
         filters: conditions that samples must fulfil, like "min_side >= 256"; see ``ldm.data.filters``.
-        prefix: put before all keys, to tell apart sources.
+        sources: in place of ``shards``, several of them, each with a weight; see ``ldm.data.blend``.
 
     Raises:
         FileNotFoundError: a shard is missing.
@@ -56,7 +58,7 @@ class ShardDataset(Dataset[Item]):
     def __init__(
         self,
         *,
-        shards: str | list[str],
+        shards: str | list[str] | None = None,
         image_size: int,
         caption_field: str | Mapping[str, float] = "txt",
         captions: CaptionRecipe = AS_WRITTEN,
@@ -68,7 +70,7 @@ class ShardDataset(Dataset[Item]):
         original_size_from: Sequence[str] | None = None,
         buckets: Sizes | None = None,
         filters: Sequence[str] = (),
-        prefix: str = "",
+        sources: Sequence[Source] = (),
     ) -> None:
         self.preparation = Preparation(
             image_size=image_size,
@@ -81,13 +83,25 @@ class ShardDataset(Dataset[Item]):
             decode_margin=decode_margin,
             original_size_from=original_size_from,
         )
-        self.index = build_index(
-            find_shards(shards),
-            caption_fields=list(self.preparation.fields),
-            missing=captions.missing,
-            filters=filters,
-            prefix=prefix,
-        )
+        if (shards is None) == (not sources):
+            raise ValueError("give either shards or sources")
+        self.sources = list(sources) if shards is None else [Source(shards=shards)]
+        self.preparations = [
+            replace(self.preparation, caption_field=source.caption_field or caption_field)
+            for source in self.sources
+        ]
+        indexes = [
+            build_index(
+                find_shards(source.shards),
+                caption_fields=list(preparation.fields),
+                missing=captions.missing,
+                filters=[*filters, *source.filters],
+                prefix=str(source.name) if len(self.sources) > 1 else "",
+            )
+            for source, preparation in zip(self.sources, self.preparations, strict=True)
+        ]
+        self.index = indexes[0] if len(indexes) == 1 else joined(indexes)
+        self.source_ends = np.cumsum([len(index) for index in indexes])  # (number of sources,)
         if self.index.num_skipped:
             log.warning(report(self.index.skipped, num=self.index.num_skipped))
         self.buckets = (buckets or Square()).sized(image_size)
@@ -109,7 +123,7 @@ class ShardDataset(Dataset[Item]):
         return self.read(Request(request, 0) if isinstance(request, int) else request)[0]
 
     def read(self, request: Request) -> tuple[Item, list[Skipped]]:
-        """A sample at a visit; in place of a bad one another, which depends on the sample and the visit only.
+        """A sample at a visit; in place of a bad one always the same other one.
 
         Returns:
             The sample, and the bad ones that it stands for, each with the reason.
@@ -118,17 +132,18 @@ class ShardDataset(Dataset[Item]):
             TooManyBadSamples: a hundred in a row.
             MissingCaption: there is none, and the policy is not to go without.
         """
-        index, visit = request.index, request.visit
+        index, visit = request.sample, request.visit
         # Also what takes a bad sample's place comes out in the size that the batch has.
         size = self.assignment.sizes[self.assignment.bucket[index]]
         bad: list[Skipped] = []
-        for i in self._candidates(index, visit):
+        for i in self._candidates(index):
             key = self.index.key(i)
             picture = self.index.read(i, "picture")
             assert picture is not None  # else it would not be in the index
             txt, meta = self.index.read(i, "txt"), self.index.read(i, "json")
             try:
-                return self.preparation.item(picture, txt=txt, meta=meta, key=key, visit=visit, size=size), bad
+                preparation = self.preparation_of(i)
+                return preparation.item(picture, txt=txt, meta=meta, key=key, visit=visit, size=size), bad
             except MissingCaption as error:
                 if self.preparation.captions.missing == "error":
                     raise
@@ -137,13 +152,22 @@ class ShardDataset(Dataset[Item]):
                 bad.append(self.index.skip(i, str(error)))
         raise TooManyBadSamples(f"{TRIES} bad samples in a row; the first is {bad[0]}")
 
-    def _candidates(self, index: int, visit: int) -> Iterator[int]:
-        """The sample, and what may stand for it: of its own shard, which is read anyway, and then of any."""
+    def preparation_of(self, i: int) -> Preparation:
+        """What is done to sample ``i``; sources differ in where their captions are."""
+        if len(self.preparations) == 1:
+            return self.preparation
+        return self.preparations[int(np.searchsorted(self.source_ends, i, side="right"))]
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The sample, and what may stand for it: of its shard, which is read anyway, and then of its source."""
         yield index
-        near = self.index.shard_range(index)
+        source = int(np.searchsorted(self.source_ends, index, side="right"))
+        all_of_source = range(
+            int(self.source_ends[source - 1]) if source else 0, int(self.source_ends[source])
+        )
         for attempt in range(1, TRIES):
-            among = near if attempt < TRIES // 10 else range(len(self))
-            yield among[address(self.preparation.seed, "instead", index, visit, attempt) % len(among)]
+            among = self.index.shard_range(index) if attempt < TRIES // 10 else all_of_source
+            yield among[address(self.preparation.seed, "instead", index, attempt) % len(among)]
 
     def captions(self, i: int) -> dict[str, list[str]]:
         """Everything that is said about sample ``i``, by field: "txt" and the texts in its json."""
