@@ -171,7 +171,7 @@ class TextCache:
                 f"since; make it with: ldm encode text_encoder=..."
             )
         self.null = _conditioning(CacheFile(self.folder / NULL).arrays, [0])
-        self._open: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+        self._open: OrderedDict[int, _OpenPart] = OrderedDict()
 
     def batch(self, places: Sequence[tuple[int, int, int]]) -> EncodedText:
         """(number of the part, sample in it, place of its caption in ``CaptionRecipe.every``), B -> embeddings."""
@@ -180,25 +180,28 @@ class TextCache:
         pooled = np.empty((len(places), *self.null.pooled.shape[1:]), np.float16)  # (B, P)
         for b, (number, row, place) in enumerate(places):
             part = self._part(number)
-            begin = int(part["captions_ends"][row - 1]) if row else 0
-            caption = int(part["captions"][begin + place])
-            tokens[b], mask[b], pooled[b] = (
-                part["tokens"][caption],
-                part["mask"][caption],
-                part["pooled"][caption],
-            )
+            caption = part.captions[(part.ends[row - 1] if row else 0) + place]
+            tokens[b], mask[b], pooled[b] = part.tokens[caption], part.mask[caption], part.pooled[caption]
         captions = Conditioning(
             tokens=torch.from_numpy(tokens), mask=torch.from_numpy(mask), pooled=torch.from_numpy(pooled)
         )
         return EncodedText(captions=captions, null=self.null)
 
-    def _part(self, number: int) -> dict[str, np.ndarray]:
+    def _part(self, number: int) -> _OpenPart:
         found = self._open.get(number)
         if found is None:
-            found = self._open[number] = CacheFile(self.parts[number].file(self.folder)).arrays
+            found = self._open[number] = _OpenPart(CacheFile(self.parts[number].file(self.folder)).arrays)
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
         return found
+
+
+class _OpenPart:
+    """The columns of one file, mapped."""
+
+    def __init__(self, columns: dict[str, np.ndarray]) -> None:
+        self.tokens, self.mask, self.pooled = columns["tokens"], columns["mask"], columns["pooled"]
+        self.captions, self.ends = memoryview(columns["captions"]), memoryview(columns["captions_ends"])
 
 
 def _conditioning(arrays: dict[str, np.ndarray], rows: list[int]) -> Conditioning:
