@@ -51,11 +51,11 @@ class SampleIndex:
         skipped: list[Skipped],
         num_skipped: int,
         num_filtered: int,
-        prefix: str,
+        names: Sequence[str],
     ) -> None:
         self.headers = list(headers)
         self.shards = [header.path for header in headers]
-        self.names = _names(self.shards, prefix)  # of the shards, in keys
+        self.names = list(names)  # of the shards, in keys
         self.rows = list(rows)  # (count,) uint32 of each shard: the rows that are taken; None: all
         self.counts = np.array(
             [
@@ -92,6 +92,11 @@ class SampleIndex:
         """The sample's name over all shards, e.g. ``00003/000030017``: what its randomness is tied to."""
         shard, row = self.place(i)
         return f"{self.names[shard]}/{self._shard(shard).key(row)}"
+
+    def skip(self, i: int, reason: str) -> Skipped:
+        """A note that sample ``i`` cannot be used."""
+        shard, row = self.place(i)
+        return Skipped(self.shards[shard].name, self._shard(shard).key(row), reason)
 
     def find(self, key: str) -> int:
         """The number of the sample called ``key``; a search through its shard, for rare use.
@@ -262,7 +267,7 @@ def build_index(
         skipped=skipped,
         num_skipped=num_skipped,
         num_filtered=num_filtered,
-        prefix=prefix,
+        names=_names([header.path for header in headers], prefix),
     )
     if not len(index):
         if num_filtered:
@@ -291,6 +296,18 @@ def _without_caption(header: ShardHeader, key: str, num: int, fields: Sequence[s
         f"{num} samples of {header.path.name} have no caption in {' or '.join(map(repr, fields))}, the first is {key} "
         f"(texts there are in {', '.join(there) or 'no field at all'}): set caption_field, or caption_recipe.missing "
         f"to skip or empty"
+    )
+
+
+def joined(indexes: Sequence[SampleIndex]) -> SampleIndex:
+    """One index over all, one after the other."""
+    return SampleIndex(
+        [header for index in indexes for header in index.headers],
+        rows=[rows for index in indexes for rows in index.rows],
+        skipped=[skip for index in indexes for skip in index.skipped],
+        num_skipped=sum(index.num_skipped for index in indexes),
+        num_filtered=sum(index.num_filtered for index in indexes),
+        names=[name for index in indexes for name in index.names],
     )
 
 

@@ -12,8 +12,10 @@ import torch
 from ldm.data.buckets import Assignment
 from ldm.data.cache import CacheFile
 from ldm.data.latents import contract_for, latent_parts
+from ldm.data.loading import BatchLoader
+from ldm.data.order import Order
 from ldm.data.parts import Part, missing
-from ldm.data.pipeline import BatchLoader, Order, ShardDataset, pieces_of
+from ldm.data.pipeline import ShardDataset, pieces_of
 from ldm.data.strings import Strings
 from ldm.data.text_cache import TextCache
 from ldm.interfaces import Batch
@@ -95,7 +97,7 @@ class LatentDataset:
     def endless(self, order: Order) -> Iterator[Batch]:
         """Training batches in the order given; read in this process, for handing over costs more than reading."""
         for requests in order:
-            indices, visits = zip(*requests, strict=True)
+            indices, visits, _ = zip(*requests, strict=True)
             yield self.batch(indices, visits, slots=order.slots, num_slots=order.global_batch)
 
     def in_order(self, *, batch_size: int) -> BatchLoader:

@@ -24,13 +24,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
+from ldm.data.bad_samples import Ledger
 from ldm.data.cache import Blank, written
+from ldm.data.loading import Reader
+from ldm.data.order import Request
 from ldm.data.parts import Part, missing, parts_of
-from ldm.data.pipeline import Request, ShardDataset
+from ldm.data.pipeline import ShardDataset
 from ldm.data.progress import progress
-from ldm.data.sample import Item, Stacked, stack
+from ldm.data.sample import Stacked
 from ldm.data.shards import written_whole
 from ldm.data.strings import packed
 from ldm.data.transforms import to_floats
@@ -115,6 +117,7 @@ def encode(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    ledger: Ledger | None = None,
 ) -> int:
     """Write this process's share of the files that are missing; returns how many pictures it has encoded.
 
@@ -127,8 +130,10 @@ def encode(
         num_workers: processes that decode pictures; 0 decodes in this one.
         rank: of this process, in [0, world_size).
         world_size: processes that share the work, shard by shard.
+        ledger: counts bad samples; None keeps one that only stops at too many.
 
     Raises:
+        TooManyBadSamples: more than the ledger's policy bears.
         ValueError: moments that are not finite in float16.
     """
     contract = contract_for(codec.content_hash, dataset)
@@ -139,10 +144,8 @@ def encode(
             path.write_text(json.dumps(asdict(contract), indent=1) + "\n", encoding="utf-8")
     if not todo:
         return 0
-    loader: DataLoader[Item] = DataLoader(
-        dataset, batch_sampler=_Requests(dataset, todo, batch_size), num_workers=num_workers, collate_fn=stack
-    )
-    batches = iter(loader)
+    requests = _Requests(dataset, todo, batch_size)
+    batches = iter(Reader(dataset, requests, ledger=ledger or Ledger(), num_workers=num_workers))
     total = sum(len(part.samples) for part in todo)
     with progress("latents", total=total, shown=rank == 0) as advance:
         for part in todo:
@@ -163,7 +166,7 @@ class _Requests:
     def __iter__(self) -> Iterator[list[Request]]:
         for part in self.parts:
             for members in _batches(self.dataset, part, self.batch_size):
-                yield [(i, 0) for i in members]
+                yield [Request(i, 0) for i in members]
 
 
 def _batches(dataset: ShardDataset, part: Part, batch_size: int) -> Iterator[list[int]]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ldm.data.decode import UnreadablePicture
 from ldm.data.index import PICTURES
-from ldm.data.pipeline import BatchLoader
+from ldm.data.loading import BatchLoader
 from ldm.data.sample import Item, MissingCaption, Preparation, stack
 from ldm.data.shards import find_shards
 from ldm.interfaces import Batch

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.data.bucket_order import BucketBatches
+from ldm.data.blend import order_of
 from ldm.data.latent_dataset import LatentDataset
 from ldm.data.latents import contract_for, encode, latent_parts
 from ldm.data.parts import missing
-from ldm.data.pipeline import GlobalBatches, ShardDataset, endless, in_order
+from ldm.data.pipeline import ShardDataset, endless, in_order
 from ldm.data.text_cache import TextCache, encode_text, text_contract, text_folder
 from ldm.interfaces import Batch
 from tests.data.cached import Halves, Letters, dataset, write_shards
@@ -53,11 +53,7 @@ def test_cached_batches_are_those_of_the_pictures(tmp_path: Path, buckets: bool)
     pairs = list(zip(cached.in_order(batch_size=4), in_order(data, batch_size=4), strict=True))
     for rank in range(2):
         options = {"global_batch": 6, "rank": rank, "world_size": 2, "start": 12}
-        order = (
-            BucketBatches(assignment=data.assignment, **options)
-            if buckets
-            else GlobalBatches(num_samples=23, **options)
-        )
+        order = order_of(data, num=23, **options)
         live = itertools.islice(endless(data, lambda o=order: o, num_workers=0), 12)
         pairs += list(zip(cached.endless(order), live, strict=False))
     assert len({caption for _, pictures in pairs for caption in pictures.captions}) > 40

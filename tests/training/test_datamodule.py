@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.data.pipeline import GlobalBatches
+from ldm.data.order import GlobalBatches, Shuffled
 from ldm.data.shards import ShardWriter
 from ldm.interfaces import Batch
 from ldm.training.datamodule import ImageDataModule, LatentDataModule
@@ -141,11 +141,13 @@ def test_num_pictures_trains_on_the_first_so_many(shards: Path, tmp_path: Path, 
 def test_training_walks_the_global_order_and_validation_is_complete(shards: Path, tmp_path: Path) -> None:
     module = Recorder()
     fit(module, images(shards, seed=3), tmp_path, steps=5)
-    order = iter(GlobalBatches(num_samples=NUM_TRAIN, global_batch=6, seed=3))
+    order = iter(GlobalBatches(walk=Shuffled(counts=[10, 10, 1], seed=3), global_batch=6))
     for batch in module.train_batches[:5]:
         requests = next(order)
-        assert [int(key[-1]) + 10 * int(key[4]) for key in batch.keys] == [index for index, _ in requests]
-        assert batch.visits == [visit for _, visit in requests]
+        assert [int(key[-1]) + 10 * int(key[4]) for key in batch.keys] == [
+            request.sample for request in requests
+        ]
+        assert batch.visits == [request.visit for request in requests]
         assert batch.images is not None and batch.images.shape == (6, 3, 4, 4)
         assert (batch.slots, batch.num_slots) == (range(6), 6)
     one_pass = [key for batch in module.val_batches[:2] for key in batch.keys]
