@@ -52,7 +52,9 @@ class LatentDataset:
             )
         self.text = text
         self.assignment: Assignment = pictures.assignment
-        self.preparation = pictures.preparation
+        self.preparations = [
+            pictures.preparation_of(part.samples.start) for part in self.parts
+        ]  # of each part
         self._ends = np.array([part.samples.stop for part in self.parts])  # (number of parts,)
         self._open: OrderedDict[int, _OpenPart] = OrderedDict()
 
@@ -69,12 +71,12 @@ class LatentDataset:
             (len(rows), *parts[0].moments[height, width].shape[1:]), np.float16
         )  # (B, 2C, H, W)
         sizes = np.empty((len(rows), 6), np.float32)
-        recipe, fields, seed = self.preparation.captions, self.preparation.fields, self.preparation.seed
         keys, captions, said = [], [], []
-        for b, (part, row, visit) in enumerate(zip(parts, rows, visits, strict=True)):
+        for b, (number, part, row, visit) in enumerate(zip(numbers, parts, rows, visits, strict=True)):
             moments[b] = part.moments[height, width][part.row[row]]
             sizes[b] = part.sizes[row]
-            source = part.source[row]
+            preparation, source = self.preparations[number], part.source[row]
+            recipe, fields, seed = preparation.captions, preparation.fields, preparation.seed
             key, (texts, counts) = part.keys[source], part.said(source, fields)
             place = recipe.place(counts, fields, seed=seed, key=key, visit=visit)
             captions.append(recipe.caption(texts, place, seed=seed, key=key, visit=visit))
