@@ -9,7 +9,7 @@ import torch
 from ldm.codecs.kl import KLCodec
 from ldm.commands.load import device_for
 from ldm.commands.ranks import this_process
-from ldm.data.buckets import Sizes
+from ldm.data.buckets import Sizes, check_sizes
 from ldm.data.captions import AS_WRITTEN, CaptionRecipe
 from ldm.data.latents import contract_for, latent_parts
 from ldm.data.latents import encode as encode_pictures
@@ -99,7 +99,7 @@ def encode(
     )
     if path is not None:
         codec = KLCodec(path=str(path)).to(place)
-        _check_sizes(pictures, codec.downsample)
+        check_sizes(pictures.assignment.sizes, codec.downsample)
         into = contract_for(codec.content_hash, pictures).folder(out)
         total = len(missing(latent_parts(pictures), into))
         num = encode_pictures(
@@ -116,13 +116,6 @@ def encode(
             text_encoder, pictures, into, batch_size=batch_size, rank=here.rank, world_size=here.world_size
         )
         _report("text", len(pictures), "samples", num, total, into, here.rank)
-
-
-def _check_sizes(pictures: ShardDataset, stride: int) -> None:
-    for height, width in pictures.assignment.sizes:
-        if height % stride or width % stride:
-            what = f"image_size={height}" if height == width else f"the bucket {height} x {width}"
-            raise ValueError(f"{what} is not divisible by the autoencoder's stride {stride}")
 
 
 def _report(what: str, num: int, unit: str, encoded: int, lacked: int, folder: Path, rank: int) -> None:

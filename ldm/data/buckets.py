@@ -8,6 +8,7 @@ to the largest that it fills.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,15 @@ class Assignment:
     def members(self, bucket: int) -> np.ndarray:
         """The pictures of one bucket, in order, (n,) int64."""
         return np.flatnonzero(self.bucket == bucket)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over which picture comes out in which size; "" where all come out in one."""
+        if len(self.sizes) == 1 and not self.left_out:
+            return ""
+        digest = hashlib.blake2b(repr(self.sizes).encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.bucket).tobytes())
+        return digest.hexdigest()
 
     def first(self, num: int) -> Assignment:
         """Of the first ``num`` pictures only; sizes that none of them comes out in are left away."""
@@ -279,6 +289,20 @@ def _resolutions(areas: np.ndarray) -> list[np.ndarray]:
         found.append(one)
         left &= ~one
     return found
+
+
+def check_sizes(sizes: Sequence[Size], unit: int) -> None:
+    """
+    Raises:
+        ValueError: A side is no multiple of ``unit``, the codec's stride times the network's patch.
+    """
+    for height, width in sizes:
+        if height % unit or width % unit:
+            what = f"image_size={height}" if height == width else f"the bucket {height} x {width}"
+            raise ValueError(
+                f"{what} is not divisible by {unit}, the autoencoder's stride times the network's patch: choose "
+                f"another image_size, or buckets.multiple_of={unit}"
+            )
 
 
 def token_counts(sizes: Sequence[Size], multiple_of: int) -> list[int]:

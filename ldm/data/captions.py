@@ -103,11 +103,11 @@ class CaptionRecipe:
         """The caption at a place, from the sample's texts in the fields; see ``place``."""
         if not said:
             return ""
-        templates = self.templates or (PLACE,)
-        caption = said[place // len(templates)]
+        text, template = divmod(place, len(self.templates)) if self.templates else (place, 0)
+        caption = said[text]
         if self.changes_tags:
             caption = self._tags_anew(caption, seed, key, visit)
-        return templates[place % len(templates)].replace(PLACE, caption)
+        return self.templates[template].replace(PLACE, caption) if self.templates else caption
 
     def every(self, said: Sequence[str]) -> list[str]:
         """All captions that a sample with these texts in the fields can be given, at their places.

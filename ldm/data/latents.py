@@ -48,6 +48,7 @@ class LatentsContract:
 
     codec_hash: str  # of the autoencoder
     background: str  # what transparent parts of pictures show
+    decode_margin: float  # see ``Preparation``
     original_size_from: tuple[str, ...]
     resampling: int = RESAMPLING
 
@@ -95,15 +96,16 @@ def contract_for(codec_hash: str, dataset: ShardDataset) -> LatentsContract:
     return LatentsContract(
         codec_hash=codec_hash,
         background=preparation.background,
+        decode_margin=preparation.decode_margin,
         original_size_from=tuple(preparation.original_size_from or ()),
     )
 
 
 def latent_parts(dataset: ShardDataset) -> list[Part]:
     """One for each shard; their files depend on the sizes that pictures come out in."""
-    assignment = dataset.assignment
-    shapes = np.array([*assignment.sizes, (0, 0)], np.int32)[assignment.bucket]  # (N, 2); -1 is the last
-    return parts_of(dataset.index, shapes)
+    sizes = np.array([*dataset.assignment.sizes, (0, 0)], np.int32)  # the last for bucket -1
+    bucket = dataset.assignment.bucket
+    return parts_of(dataset.index, lambda samples: sizes[bucket[samples.start : samples.stop]].tobytes())
 
 
 @torch.no_grad()
@@ -229,6 +231,7 @@ def _fill(
     arrays[f"moments/{height}x{width}"][arrays["row"][rows]] = values
     arrays["sizes"][rows] = sizes
     for row, i, key in zip(rows.tolist(), members, stacked.keys, strict=True):
-        arrays["source"][row] = (
-            i if key == dataset.index.key(i) else dataset.index.find(key)
-        ) - part.samples.start
+        found = i if key == dataset.index.key(i) else dataset.index.find(key)
+        if found not in part.samples:  # a damaged picture is replaced by one of its shard, while there is one
+            raise ValueError(f"the shard {part.name} has hardly a sound picture: leave it out")
+        arrays["source"][row] = found - part.samples.start

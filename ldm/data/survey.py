@@ -163,7 +163,7 @@ def hashed(data: bytes) -> int:
 def look_of(values: np.ndarray) -> int:
     """(h, w, 3) uint8 -> 64 bits, whether it gets brighter from left to right at each of 8 x 8 places.
 
-    The same for copies of a picture in another size, format or quality; 0 where the picture has no structure.
+    The same, or nearly, for copies of a picture in another size, format or quality; 0 where it has no structure.
     """
     small = Image.fromarray(values).convert("L").resize((9, 8), Image.Resampling.BOX)
     grey = np.asarray(small, np.int16)

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
 from ldm.data.bad_samples import BadSamples, Ledger, skipped_file
 from ldm.data.blend import order_of, sources_of
-from ldm.data.buckets import Sizes
+from ldm.data.buckets import Sizes, check_sizes
 from ldm.data.captions import AS_WRITTEN, CaptionRecipe
 from ldm.data.latent_dataset import LatentDataset
 from ldm.data.latents import contract_for, encode, latent_parts
@@ -88,8 +88,12 @@ class _FromShards(L.LightningDataModule):
         return self.pictures(shards=self.val_shards, buckets=of_training)
 
     def setup(self, stage: str) -> None:
-        """Index the shards before anything is trained or encoded: a wrong path shows at once."""
-        _ = self._train, self._val
+        """Index the shards before anything is trained or encoded: what is wrong with them shows at once."""
+        module = self.trainer.lightning_module if self.trainer else None
+        codec, network = getattr(module, "codec", None), getattr(module, "network", None)
+        unit = int(getattr(codec, "downsample", 1)) * int(getattr(network, "patch_size", 1))
+        check_sizes(self._train.assignment.sizes, unit)
+        _ = self._val
 
     def order(self) -> Order:
         """This process's order from where the run stands now; from the beginning where there is no run."""
@@ -116,12 +120,18 @@ class _FromShards(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """With the number of pictures seen, which the module keeps, this is a run's whole position in its data."""
-        return {"fingerprint": self._train.index.fingerprint, "seed": self.seed}
+        train = self._train
+        return {
+            "fingerprint": train.index.fingerprint,
+            "buckets": train.assignment.fingerprint,
+            "seed": self.seed,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         now = self.state_dict()
         for name, what in (
             ("fingerprint", "the shards or filters have changed"),
+            ("buckets", "its buckets have changed"),
             ("seed", "data.seed has changed"),
         ):
             if state_dict.get(name, now[name]) != now[name] and not self.accept_change:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.blend import order_of
+from ldm.data.captions import CaptionRecipe
 from ldm.data.latent_dataset import LatentDataset
 from ldm.data.latents import contract_for, encode, latent_parts
 from ldm.data.parts import missing
@@ -141,9 +142,14 @@ def test_text_of_another_encoder_or_other_captions_is_refused_by_name(
     with pytest.raises(ValueError, match=expected):
         TextCache(tmp_path / "text", data, other)
     fewer = dataset(tmp_path / "shards", caption_field="txt")
-    with pytest.raises(ValueError, match=r"fields was \['captions', 'txt'\] and is \['txt'\]"):
+    with pytest.raises(
+        FileNotFoundError, match=r"the text of 3 of 3 shards is missing .* fields have changed since"
+    ):
         TextCache(tmp_path / "text", fewer, Letters())
-    contracts = [text_contract(e, d) for e, d in ((Letters(), data), (other, data), (Letters(), fewer))]
+    templates = dataset(tmp_path / "shards", captions=CaptionRecipe(templates=["a {caption}"]))
+    with pytest.raises(ValueError, match=r"templates was None and is \['a {caption}'\]"):
+        TextCache(tmp_path / "text", templates, Letters())
+    contracts = [text_contract(e, d) for e, d in ((Letters(), data), (other, data), (Letters(), templates))]
     assert len({text_folder("out", contract) for contract in contracts}) == 3
 
 
@@ -200,4 +206,5 @@ def test_the_contract_is_written_down(tmp_path: Path, data: ShardDataset) -> Non
     contract = json.loads((tmp_path / "out" / "contract.json").read_text())
     assert contract == {
         "codec_hash": "ab" * 32, "background": "white", "original_size_from": [], "resampling": 1,
+        "decode_margin": 1.0,
     }  # fmt: skip

@@ -18,7 +18,7 @@ from ldm.diffusion.time_samplers import LogitNormal, LogNormalSigma, Stratified
 from ldm.diffusion.training_noise import Immiscible, NoiseOffset
 from ldm.diffusion.uncertainty import LearnedUncertainty
 from ldm.diffusion.weightings import Unweighted
-from ldm.interfaces import Batch, Conditioning
+from ldm.interfaces import Batch, Conditioning, EncodedText
 from ldm.sampling.grids import Uniform
 from ldm.sampling.guidance import Unguided
 from ldm.sampling.samplers import Euler
@@ -158,3 +158,50 @@ def test_a_step_can_be_repeated(parts: dict[str, Any]) -> None:
     u = torch.linspace(0.1, 0.9, 4)
     one, other = (module(**parts).losses(batch_at(4), ALL, u, purpose="noise")[0] for _ in range(2))
     assert torch.equal(one, other)
+
+
+# --- what the network is told ----------------------------------------------------------------------------------------
+
+
+def told(it: DiffusionModule, batch: Batch, kept: Tensor) -> Conditioning:
+    seen: list[Conditioning] = []
+    it.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[2]))
+    it.losses(batch, kept, torch.full((len(batch),), 0.5), purpose="noise")
+    return seen[0]
+
+
+def encoded(num: int, value: float) -> Conditioning:
+    rows = torch.arange(num)[:, None, None] + value
+    return Conditioning(
+        tokens=rows.expand(num, 3, 2).half(),
+        mask=torch.arange(3).expand(num, 3) <= torch.arange(num)[:, None],
+        pooled=rows[:, 0].expand(num, 2).half(),
+    )
+
+
+def test_text_made_beforehand_is_told_in_place_of_captions_and_dropped_with_them() -> None:
+    it = module()
+    it.text_encoder = None  # nobody asks it
+    cached = EncodedText(captions=encoded(4, 10.0), null=encoded(1, -5.0))
+    cond = told(it, replace(batch_at(0), text=cached), torch.tensor([True, False, True, False]))
+    assert cond.tokens.dtype == cond.pooled.dtype == torch.float32
+    assert cond.tokens[:, 0, 0].tolist() == [10, -5, 12, -5] == cond.pooled[:, 0].tolist()
+    assert cond.mask.sum(1).tolist() == [1, 1, 3, 1]
+
+
+def test_the_network_is_told_how_pictures_were_cut_also_without_caption() -> None:
+    sizes = torch.arange(24.0).reshape(4, 6)
+    batch = replace(batch_at(0), sizes=sizes)
+    for kept in (ALL, ~ALL):
+        assert torch.equal(told(module(), batch, kept).sizes, sizes)
+    cached = EncodedText(captions=encoded(4, 0.0), null=encoded(1, 0.0))
+    assert torch.equal(told(module(), replace(batch, text=cached), ~ALL).sizes, sizes)
+    assert told(module(), batch_at(0), ALL).sizes is None
+
+
+def test_a_batch_moves_with_all_it_carries() -> None:
+    cached = EncodedText(captions=encoded(4, 0.0), null=encoded(1, 0.0))
+    moved = replace(batch_at(0), text=cached, sizes=torch.zeros(4, 6)).to("meta")
+    assert moved.images.is_meta and moved.sizes.is_meta
+    assert moved.text.captions.mask.is_meta and moved.text.null.tokens.is_meta
+    assert moved.keys == batch_at(0).keys
