@@ -71,9 +71,10 @@ GREY: dict[str, bytes] = {
     "grey.jpg": encoded(halves("L"), "JPEG"),
     "sixteen.png": encoded(sixteen_bits(), "PNG"),
 }
+NOISE = encoded(np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), dtype=np.uint8), "PNG")
 BAD: dict[str, tuple[bytes, str]] = {
     "cut.jpg": (SOUND["rgb.jpg"][:-200], "truncated"),
-    "corrupt.png": (SOUND["palette.png"][:50] + b"\0" * 30 + SOUND["palette.png"][80:], "damaged"),
+    "corrupt.png": (NOISE[:2_000] + b"\0" * 30 + NOISE[2_030:], "damaged"),
     "html.jpg": (b"<!DOCTYPE html><html>404</html>", "no known picture format"),
     "empty.jpg": (b"", "the file is empty"),
     "huge.jpg": (header_of(16_000, 10_000), "16000 x 10000 pixels are more than the limit"),
