@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldm.needs import Need, package, refuse_unmet
 from ldm.text.clip_checkpoint import read_text_side
-from ldm.text.files import cache_folder
+from ldm.text.files import cache_folder, downloading
 from ldm.text.frozen import DTYPES, Dtype, FrozenTextEncoder, check_vocabulary, layer_index, on_meta
 from ldm.text.pooling import Pooling, Unpooled
 from ldm.text.tokenizers import Tokenized
@@ -256,9 +256,13 @@ class OpenClipWeights:
             MissingNeeds: The file is not there.
             ValueError: It holds no CLIP.
         """
-        refuse_unmet(self.needs())
+        needs = self.needs()
+        refuse_unmet(needs)
         file = Path(self.path) if self.path is not None else self._cached()
-        return read_text_side(file or self._download())
+        if file is None:
+            with downloading(needs[-1]):
+                file = self._download()
+        return read_text_side(file)
 
     def _published(self) -> tuple[str, list[str], str]:
         """Repository on the hub, its files in the order of preference, and a URL or ""."""

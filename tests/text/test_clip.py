@@ -242,6 +242,19 @@ def test_only_with_permission_something_is_downloaded(
     assert asked == [(REPO, "open_clip_model.safetensors")]
 
 
+def test_a_download_that_fails_says_so_and_how_to_do_without(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repo: str, name: str) -> str:
+        raise ConnectionError("no route to host\nand a page more")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(
+        MissingNeeds, match=r"failed \(ConnectionError: no route to host\); where there is internet"
+    ):
+        OpenClipWeights(**TAG, allow_download=True).read()
+
+
 def test_a_named_file_is_the_only_place(hub: Path, file: Path) -> None:
     weights = OpenClipWeights(path="/nowhere/clip.pt", **TAG, allow_download=True)
     with pytest.raises(MissingNeeds, match=r"/nowhere/clip\.pt is missing"):
