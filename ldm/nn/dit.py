@@ -143,7 +143,7 @@ class DiT(nn.Module):
         self.patch_in = nn.Linear(in_channels * patch_size**2, width)
         self.time_embedding = TimeEmbedding(width, shift=frequency_shift)
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)
-        self.pooled_embedding = None if pooled_width is None else nn.Linear(pooled_width, width)
+        self.pooled_embedding = nn.Linear(pooled_width, width) if pooled_width else None
         self.context_norm = None if context_width is None else norm(context_width, rms=rms_norm, affine=True)
         self.context_in = nn.Linear(context_width, width) if in_context and context_width else None
         self.blocks = nn.ModuleList(
