@@ -81,7 +81,7 @@ class DiT(nn.Module):
         num_heads: Divides ``width``.
         num_classes: Class labels that it is told (``Conditioning.labels``), and one more for "no class"; None for none.
         context_width: D of the text encoder, whose tokens it hears; None for no captions.
-        pooled_width: P of the text encoder, whose pooled vector steers the blocks; None for no captions.
+        pooled_width: P of the text encoder, whose pooled vector steers the blocks; None or 0 for none.
         in_context: The caption's tokens stand in line with the picture's, instead of being heard by cross-attention:
             fewer parameters and larger attention (2212.09748, section 3.2; 2209.12152).
         mlp_ratio: Hidden width of the feed-forward, in widths.

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from ldm.needs import Need, package, refuse_unmet
 from ldm.text.clip_checkpoint import read_text_side
 from ldm.text.files import cache_folder, downloading
-from ldm.text.frozen import DTYPES, Dtype, FrozenTextEncoder, check_vocabulary, layer_index, on_meta
+from ldm.text.frozen import (
+    DTYPES,
+    Dtype,
+    FrozenTextEncoder,
+    check_vocabulary,
+    fixed_draws,
+    layer_index,
+    on_meta,
+)
 from ldm.text.pooling import Pooling, Unpooled
 from ldm.text.tokenizers import Tokenized
 
@@ -92,7 +100,7 @@ class ClipText(FrozenTextEncoder):
 
     Args:
         architecture: The model's.
-        weights: Where they are; None for random ones.
+        weights: Where they are; None for random ones, the same each time.
         length: L.
         layer: Which block's output, from the end: -1 the last, -2 the one before it.
         final_norm: Pass it through CLIP's last norm.
@@ -143,7 +151,8 @@ class ClipText(FrozenTextEncoder):
                 f"length={length} is more than the {sizes.context_length} positions of this model"
             )
         if weights is None or on_meta():
-            self.tower = tower(sizes, dtype).to(DTYPES[dtype])
+            with fixed_draws():
+                self.tower = tower(sizes, dtype).to(DTYPES[dtype])
         else:
             state = weights.read()
             with torch.device("meta"):

@@ -52,7 +52,8 @@ class PretrainedFolder:
             raise ValueError("give the path of the model's folder, or repo, its name on the Hugging Face hub")
 
     def needs(self) -> list[Need]:
-        return [package("transformers", extra="text"), *self.model_needs(), *self.tokenizer_needs()]
+        library = package("transformers", extra="text")
+        return [library, *self.model_needs(), *self.tokenizer_needs()] if library.is_met else [library]
 
     def model_needs(self) -> list[Need]:
         place = self.place()

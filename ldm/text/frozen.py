@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -158,6 +158,14 @@ def _own_precision(device: torch.device) -> AbstractContextManager[object]:
     """Autocast off, where there is one: the meta device has none."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+@contextmanager
+def fixed_draws() -> Iterator[None]:
+    """Random weights inside are the same each time, so that a run with them can be resumed and sampled from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def on_meta() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from ldm.commands.launch import launch
 from ldm.commands.needs import needs, refuse_missing
 from ldm.needs import MissingNeeds, Need, package, refuse_unmet
 from ldm.text.clip import NamedClip
+from ldm.text.hf import Architecture, HuggingFaceText
 
 WEIGHTS = Need(what="the weights w", found=None, looked_in=("/a", "/b"), bring="copy them to /a")
 
@@ -108,6 +110,17 @@ def test_everything_may_be_downloaded_with_permission(nothing_here: Path) -> Non
     asked = needs(composed("text_encoder=sd3", "allow_download=true"))
     assert all(need.is_met for _, need in asked) and sum(need.fetched for _, need in asked) == 4
     refuse_missing(composed("text_encoder=sd3", "allow_download=true"))
+
+
+def test_without_the_packages_only_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("ldm.needs.version", version)
+    asked = {need.what for _, need in needs(composed("text_encoder=sd3"))}
+    assert asked == {"the package open_clip_torch", "the package transformers"}
+    with pytest.raises(MissingNeeds, match=r"pip install 'ldm\[text\]'"):
+        HuggingFaceText(weights=None, architecture=Architecture(model_type="t5"), length=8)
 
 
 def test_random_weights_need_no_file(nothing_here: Path) -> None:

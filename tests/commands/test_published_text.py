@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from ldm.commands.launch import launch
 from ldm.commands.load import load_run
 from ldm.commands.main import run
+from ldm.commands.shapes import shapes
 from ldm.interop.diffusers_format import Diffusers
 from ldm.needs import MissingNeeds
 from tests.interop import tiny
@@ -80,3 +83,28 @@ def test_an_import_without_the_weights_of_its_text_encoder_writes_nothing(here: 
     with pytest.raises(MissingNeeds, match=r"text_encoder\.weights: the text model elsewhere is missing"):
         run("import", ["from=published", "out=runs/sd/one", *UNET, *missing, "diffusion=ddpm"])
     assert not (here / "runs").exists()
+
+
+def test_a_network_is_trained_with_a_frozen_encoder_resumed_and_sampled(here: Path) -> None:
+    shapes(out="data/shapes", num_train=8, num_val=4, seed=0, samples_per_shard=8, num_workers=1)
+    tiny_clip = [
+        f"text_encoder.architecture.{key}" for key in ("width=16", "heads=2", "layers=2", "projection=16")
+    ]
+    launch(
+        [
+            "name=shapes_dit", "codec=identity", "data=shapes_images", "data.image_size=16", "trainer=cpu",
+            "data.batch_size=4", "num_images=8", "run_id=one", "network.in_channels=3", "network.depth=1",
+            "network.width=32", "network.num_heads=2", "text_encoder=clip_vit_l", "text_encoder.weights=null",
+            "text_encoder.width=16", *tiny_clip, "task.num_steps=2", "callbacks.validate.num_images=4",
+            "callbacks.samples.prompts=[a red circle]",
+        ]
+    )  # fmt: skip
+    folder = here / "runs/shapes_dit/one"
+    contract = json.loads((folder / "text_contract.json").read_text())
+    assert contract["encoder"] == "ClipText" and contract["layer"] == -1
+    launch([f"resume={folder}", "num_images=16"])
+    run("sample", ["run=shapes_dit", "prompts=[a red circle]", "num_steps=2", "out=pictures", "device=cpu"])
+    with pytest.raises(ValueError, match="padding was 49407 and is 0"):
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("  padding: null", "  padding: 0"))
+        load_run("shapes_dit")

@@ -44,7 +44,6 @@ class Network(nn.Module):
 
 
 def clip(**options: Any) -> ClipText:
-    torch.manual_seed(0)
     sizes = ClipArchitecture(width=16, heads=2, layers=2, projection=8)
     return ClipText(**{"architecture": sizes, "weights": None, "length": 3, **options})
 
