@@ -145,7 +145,7 @@ class ClipText(FrozenTextEncoder):
         self.sizes = sizes = architecture.sizes()
         self.layer, self.final_norm, self.pooling = layer, final_norm, pooling or Unpooled()
         self.num_blocks = layer_index(layer, sizes.layers)
-        check_vocabulary(tokenizer, sizes.vocab_size)
+        check_vocabulary(tokenizer, sizes.vocab_size, padding)
         if length > sizes.context_length:
             raise ValueError(
                 f"length={length} is more than the {sizes.context_length} positions of this model"

@@ -184,11 +184,13 @@ def refuse_other_widths(stated: tuple[int | None, int | None], own: tuple[int, i
             raise ValueError(f"{name}={said} is stated, but this text encoder has {name}={true}: state that")
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, padding: int | None) -> None:
     """
     Raises:
-        ValueError: The tokenizer knows tokens that the model does not.
+        ValueError: The tokenizer, or who chose the padding, knows tokens that the model does not.
     """
+    if padding is not None and not 0 <= padding < vocab_size:
+        raise ValueError(f"padding={padding} is none of the model's {vocab_size} tokens")
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the text model knows {vocab_size}: give the "

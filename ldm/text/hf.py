@@ -147,7 +147,7 @@ class HuggingFaceText(FrozenTextEncoder):
         layer_index(layer, self.num_layers)
         self._norm()
         if not on_meta():
-            check_vocabulary(tokenizer, config.vocab_size)
+            check_vocabulary(tokenizer, config.vocab_size, padding)
         places = getattr(config, "max_position_embeddings", None)
         if places is not None and length > places:
             raise ValueError(f"length={length} is more than the {places} positions of this model")

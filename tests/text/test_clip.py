@@ -167,6 +167,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(file: Path, tmp_path: Path)
         ({"layer": 0}, "layer=0 must be between -3"),
         ({"layer": -4}, "layer=-4 must be between -3"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"padding": 49408}, "padding=49408 is none of the model's 49408 tokens"),
         ({"width": 64}, "width=64 is stated, but this text encoder has width=32"),
         ({"pooled_width": 8}, "pooled_width=8 is stated"),
         (
