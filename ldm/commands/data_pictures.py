@@ -47,7 +47,7 @@ def draw_buckets(assignment: Assignment, height: np.ndarray, width: np.ndarray, 
 def _draw_shapes(axes: Axes, assignment: Assignment, ratio: np.ndarray) -> None:
     """A histogram over log2(width / height), each bucket's pictures in its colour."""
     least, most = np.percentile(ratio, [0.2, 99.8])
-    edges = np.linspace(min(least, -0.1) - 0.05, max(most, 0.1) + 0.05, 90)
+    edges = np.linspace(min(least, -0.1) - 0.05, max(most, 0.1) + 0.05, 90).tolist()
     parts = [ratio[assignment.bucket == k].clip(edges[0], edges[-1]) for k in range(len(assignment.sizes))]
     colours = [COLOURS[k % len(COLOURS)] for k in range(len(parts))]
     out = ratio[assignment.bucket < 0].clip(edges[0], edges[-1])
@@ -116,6 +116,7 @@ def _cell(picture: bytes) -> tuple[torch.Tensor, str]:
         return torch.from_numpy(np.array(canvas)).permute(2, 0, 1), "[damaged]"
     small = Image.fromarray(np.ascontiguousarray(pixels.values))
     scale = CELL / max(small.size)
-    small = small.resize(tuple(max(1, round(side * scale)) for side in small.size), Image.Resampling.LANCZOS)
+    size = [max(1, round(side * scale)) for side in small.size]
+    small = small.resize((size[0], size[1]), Image.Resampling.LANCZOS)
     canvas.paste(small, ((CELL - small.width) // 2, (CELL - small.height) // 2))
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1), f"[{pixels.width}x{pixels.height}]"

@@ -47,7 +47,7 @@ def load_run(run: str | Path, *, weights: str = "ema", runs: str | Path = "runs"
     """
     saved = read_run(run, runs=runs)
     check(saved.config, record="ldm.commands.settings.TrainConfig")
-    refuse_missing(saved.config)
+    refuse_missing(saved.config, file=saved.folder.config)
     module = instantiate(saved.config.task, _convert_="all")
     loaded = load_weights(module, saved.checkpoint, weights=weights)
     parts = module.parts()  # before they are frozen: afterwards nothing is trained

@@ -38,10 +38,10 @@ def train(config: DictConfig) -> float | None:
         num_nodes=config.trainer.get("num_nodes", 1),
         batch_size=config.data.batch_size,
     )
+    refuse_missing(config)
     config.trainer.precision = choose_precision(
         config.trainer.precision, accelerator=config.trainer.accelerator
     )  # into the run's own config: it goes on in the same precision, wherever
-    refuse_missing(config)
     with exported_run_id(config.run_id):
         torch.manual_seed(
             config.seed

@@ -221,10 +221,8 @@ class Buckets:
         )
 
     def assign(self, height: np.ndarray, width: np.ndarray) -> Assignment:
-        first = _nearest(height, width, self.every(), self.max_cut, enlarge=self.enlarge)
-        bucket, left_out = first
-        moved = 0
-        open_ = np.arange(len(self.every()))
+        bucket, left_out = _nearest(height, width, self.every(), self.max_cut, enlarge=self.enlarge)
+        nearest, open_ = bucket, np.arange(len(self.every()))
         while True:  # closing one bucket may be what fills its neighbour, so the emptiest goes first
             counts = np.bincount(bucket[bucket >= 0], minlength=len(open_))
             emptiest = int(counts.argmin())
@@ -238,8 +236,8 @@ class Buckets:
                 height[moving], width[moving], left, self.max_cut, enlarge=self.enlarge
             )
             bucket[moving] = moved_to
-            moved += int((moved_to >= 0).sum())
             left_out = {why: left_out.get(why, 0) + refused.get(why, 0) for why in {**left_out, **refused}}
+        moved = int(((bucket >= 0) & (open_[bucket] != nearest)).sum())
         return Assignment(
             tuple(self.every()[i] for i in open_),
             bucket.astype(np.int16),

@@ -132,8 +132,8 @@ class _OpenPart:
         columns = CacheFile(part.file(folder)).arrays
         # Memory views: an element of an array would be an object of numpy's, several times slower to make.
         self.row, self.source, self.sizes = (
-            memoryview(columns["row"]),
-            memoryview(columns["source"]),
+            columns["row"].data,
+            columns["source"].data,
             columns["sizes"],
         )
         named = {
@@ -144,7 +144,7 @@ class _OpenPart:
         }  # (height, width) -> (n', 2C, H, W)
         self.keys, self.texts = Strings(columns, "keys"), Strings(columns, "texts")
         self._fields = {name: number for number, name in enumerate(Strings(columns, "fields"))}
-        self._ends, self._field = memoryview(columns["said_ends"]), memoryview(columns["text_field"])
+        self._ends, self._field = columns["said_ends"].data, columns["text_field"].data
 
     def said(self, row: int, fields: Iterable[str]) -> tuple[list[str], list[int]]:
         """A sample's texts in the fields, and how many there are in each."""

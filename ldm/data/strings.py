@@ -21,7 +21,7 @@ class Strings(Sequence[str]):
 
     def __init__(self, columns: Mapping[str, np.ndarray], name: str) -> None:
         # Memory views: an element of an array would be an object of numpy's, several times slower to make.
-        self._bytes, self._ends = memoryview(columns[name]), memoryview(columns[f"{name}_ends"])
+        self._bytes, self._ends = columns[name].data, columns[f"{name}_ends"].data
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -114,7 +114,8 @@ def _look(shard: Path, *, fields: tuple[str, ...], decode: bool) -> _OfShard:
     try:
         index = build_index([shard], caption_fields=None)
     except ValueError:  # no sound sample in this one; the index of all says why
-        return _OfShard(*(np.zeros(0, np.int64) for _ in range(3)), Counter(), *_no_hashes(), Counter(), [])
+        none, hashes = np.zeros(0, np.int32), np.zeros(0, np.uint64)
+        return _OfShard(none, none, none, Counter(), hashes, hashes, hashes, Counter(), [])
     per_sample, characters, words, captions = [], [], [], []
     pictures, looks = np.zeros(len(index), np.uint64), np.zeros(len(index), np.uint64)
     vocabulary, there, bad = Counter[str](), Counter[str](), []
@@ -149,10 +150,6 @@ def _look(shard: Path, *, fields: tuple[str, ...], decode: bool) -> _OfShard:
         there,
         bad,
     )
-
-
-def _no_hashes() -> list[np.ndarray]:
-    return [np.zeros(0, np.uint64) for _ in range(3)]
 
 
 def hashed(data: bytes) -> int:

@@ -205,7 +205,7 @@ class _OpenPart:
 
     def __init__(self, columns: dict[str, np.ndarray]) -> None:
         self.tokens, self.mask, self.pooled = columns["tokens"], columns["mask"], columns["pooled"]
-        self.captions, self.ends = memoryview(columns["captions"]), memoryview(columns["captions_ends"])
+        self.captions, self.ends = columns["captions"].data, columns["captions_ends"].data
 
 
 def _conditioning(arrays: dict[str, np.ndarray], rows: list[int]) -> Conditioning:
