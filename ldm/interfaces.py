@@ -13,9 +13,9 @@ Time runs from t = 0 (data) to t = 1 (noise), for every schedule::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -294,8 +294,21 @@ class TextEncoder(Protocol):
     width: int  # D
     pooled_width: int  # P
     length: int  # the most tokens a caption may take
+    contract: Mapping[
+        str, Any
+    ]  # plain data: all that an embedding depends on besides its caption and learned weights
+    content_hash: str  # the contract's: what a cache of embeddings is named by
 
     def __call__(self, captions: Sequence[str]) -> Conditioning: ...
+
+
+@runtime_checkable
+class CountsCutCaptions(Protocol):
+    """A text encoder that knows how many captions were longer than it takes."""
+
+    def shares_cut(self) -> Mapping[str, float]:
+        """Share of the captions so far, in [0, 1], by the names of joined encoders; of a single one under ""."""
+        ...
 
 
 class LatentCodec(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol, runtime_checkable
 
@@ -21,7 +21,8 @@ class Need:
         what: In words: "the text model google/t5-v1_1-xxl".
         found: Where it is: a path, or a package's version; None where it is not there.
         looked_in: Every place that was looked in, in words.
-        bring: What to do to have it there, on a machine without internet too.
+        bring: What to do to have it there, on a machine without internet too. "{key}" in it stands for the beginning of
+            the config's keys that name it, with its dot.
         fetched: It is not there, and will be downloaded when the part is built, as the user allowed.
     """
 
@@ -39,7 +40,11 @@ class Need:
         if self.is_met:
             return f"{self.what}: {self.found or 'will be downloaded'}"
         looked = f" (looked in {', '.join(self.looked_in)})" if self.looked_in else ""
-        return f"{self.what} is missing{looked}; {self.bring}"
+        return f"{self.what} is missing{looked}; {self.bring.replace('{key}', '')}"
+
+    def at(self, key: str) -> Need:
+        """The same, as asked for by this key of a config."""
+        return replace(self, bring=self.bring.replace("{key}", f"{key}." if key else ""))
 
 
 @runtime_checkable

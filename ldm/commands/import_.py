@@ -38,6 +38,7 @@ def import_(
     guidance: DictConfig,
     image_size: int | None = None,
     weights: str = "ema",
+    allow_download: bool = False,
 ) -> None:
     """Translate a folder of diffusers, one component of it, or a single .safetensors file.
 
@@ -56,6 +57,7 @@ def import_(
         guidance: see sampler.
         image_size: side of the pictures in pixels, for sampling.
         weights: "ema" takes the averaged weights where a single file keeps both, "online" the others.
+        allow_download: the text encoder's weights may be downloaded where they are not on this machine.
 
     Raises:
         FileExistsError: ``out`` is there already.

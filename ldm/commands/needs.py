@@ -20,7 +20,8 @@ def needs(config: DictConfig) -> list[tuple[str, Need]]:
     found = []
     for path, node in _objects(config, ()):
         if _has_needs(str(node["_target_"])):
-            found += [(dotted(path), need) for need in instantiate(node, _convert_="all").needs()]
+            key = dotted(path)
+            found += [(key, need.at(key)) for need in instantiate(node, _convert_="all").needs()]
     return found
 
 

@@ -37,6 +37,7 @@ class TrainConfig:
         run_id: Name of the run's folder; made once when null.
         resume: A run to go on with: its folder, or ``<name>/<run_id>``.
         init_from: Weights to begin with: a run, one of its checkpoints, or what ``ldm import`` wrote.
+        allow_download: Pretrained weights that are not on this machine may be downloaded.
         tags, notes, group, job_type: For finding the run again.
     """
 
@@ -46,6 +47,7 @@ class TrainConfig:
     run_id: str | None = None
     resume: str | None = None
     init_from: str | None = None
+    allow_download: bool = False
     tags: list[str]
     notes: str | None = None
     group: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -11,12 +12,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.guide import check_training
+from ldm.commands.needs import refuse_missing
 from ldm.training.checkpoint import newest_checkpoint
 from ldm.training.devices import check_devices
 from ldm.training.fit import fit
 from ldm.training.initial import begin_with
 from ldm.training.logging import quiet_lightning
-from ldm.training.run import RunFolder, choose_run_id, exported_run_id, start_run
+from ldm.training.run import RunFolder, choose_run_id, exported_run_id, is_main_process, start_run
 
 
 def train(config: DictConfig) -> float | None:
@@ -24,6 +26,7 @@ def train(config: DictConfig) -> float | None:
 
     Raises:
         FileExistsError: The run folder is used and ``resume`` is not given.
+        MissingNeeds: Files of pretrained weights are not on this machine.
         ValueError, OSError: What the parts refuse, before the run folder is claimed.
     """
     resumed = None if config.resume is None else RunFolder(Path(config.resume))
@@ -35,6 +38,7 @@ def train(config: DictConfig) -> float | None:
         num_nodes=config.trainer.get("num_nodes", 1),
         batch_size=config.data.batch_size,
     )
+    refuse_missing(config)
     with exported_run_id(config.run_id):
         torch.manual_seed(
             config.seed
@@ -46,6 +50,7 @@ def train(config: DictConfig) -> float | None:
             print(begin_with(module, start, runs=config.paths.runs))
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
         folder = start_run(path, config=config, command=["python", *sys.argv], resume=resumed is not None)
+        note_text_contract(folder, module)
         trainer = instantiate(config.trainer, callbacks=parts(config.callbacks), logger=parts(config.logger))
         return fit(
             trainer,
@@ -55,6 +60,12 @@ def train(config: DictConfig) -> float | None:
             config=cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)),
             checkpoint=newest_checkpoint(resumed) if resumed else None,
         )
+
+
+def note_text_contract(folder: RunFolder, module: Any) -> None:
+    """``text_contract.json``: what captions became, for people to read; checkpoints hold it too."""
+    if is_main_process() and (contract := getattr(module, "text_contract", None)):
+        (folder.path / "text_contract.json").write_text(json.dumps(contract, indent=1) + "\n")
 
 
 def built(config: DictConfig) -> Any:

@@ -150,7 +150,7 @@ class Generation:
             scales = [own if request.scale is None else request.scale for request in requests]
         uncond = None
         if self.guidance.needs_uncond or scales is not None:
-            uncond = self.text_encoder([request.negative for request in requests])
+            uncond = encode(self.text_encoder, [request.negative for request in requests])
         denoise = self.guidance(
             diffusion, self.network, cond, uncond, scales=scales, weaker=self._weaker(requests, latent_size)
         )
@@ -179,13 +179,27 @@ class Generation:
 
 def conditioning(text_encoder: TextEncoder, requests: Sequence[Request]) -> Conditioning:
     """The prompts', B of them, each as far towards its second prompt as its blend says."""
-    cond = text_encoder([request.prompt for request in requests])
+    cond = encode(text_encoder, [request.prompt for request in requests])
     blends = [request.blend for request in requests]
     if all(blend is None for blend in blends):
         return cond
     others = [request.prompt if request.blend is None else request.blend.prompt for request in requests]
     fractions = torch.tensor([0.0 if blend is None else blend.fraction for blend in blends])
-    return between(cond, text_encoder(others), fractions)
+    return between(cond, encode(text_encoder, others), fractions)
+
+
+def encode(text_encoder: TextEncoder, captions: Sequence[str]) -> Conditioning:
+    """B captions -> Conditioning, each different one encoded once and alone.
+
+    Once, because a batch has one negative prompt, as a rule; alone, so that the last bits of a caption's embedding do
+    not depend on what else is asked for.
+    """
+    different = list(dict.fromkeys(captions))
+    each = Conditioning.concatenate([text_encoder([caption]) for caption in different])
+    if len(different) == len(captions):
+        return each
+    place = {caption: row for row, caption in enumerate(different)}
+    return each[torch.tensor([place[caption] for caption in captions], device=each.mask.device)]
 
 
 def to_uint8(images: Tensor) -> Tensor:

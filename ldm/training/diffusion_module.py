@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ldm import randomness
 from ldm.diffusion.diffusion import Diffusion
 from ldm.diffusion.schedules import log_snr
-from ldm.interfaces import Batch, Guidance, LatentCodec, Sampler, TextEncoder
+from ldm.interfaces import Batch, CountsCutCaptions, Guidance, LatentCodec, Sampler, TextEncoder
 from ldm.nn.blocks import Execution
 from ldm.sampling.generate import Generation
 from ldm.sampling.grids import Grid
+from ldm.text.contract import refuse_other
 from ldm.training.module import TrainingModule
 from ldm.training.noise_levels import BY_LOG_SNR, LossByNoise
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe
@@ -32,7 +33,7 @@ class DiffusionModule(TrainingModule):
     Args:
         diffusion: Schedule, parameterization, law of t and loss. Weights of its uncertainty, if any, are trained too.
         network: The denoising network.
-        text_encoder: Captions -> Conditioning.
+        text_encoder: Captions -> Conditioning. Where it is frozen it is not written into checkpoints, its contract is.
         codec: Frozen autoencoder; neither trained nor written into checkpoints, but its hash is.
         optimizer: Recipe over the trained parts.
         lr_schedule: Factor on the learning rate as a function of the images seen.
@@ -113,8 +114,16 @@ class DiffusionModule(TrainingModule):
         losses, _ = self.losses(batch, captions, u, purpose="noise")
         loss = losses.mean()
         self.log("train/loss", loss, batch_size=len(batch), sync_dist=True)  # the global batch's
+        self.log_cut_captions(len(batch))
         self.count(batch)
         return loss
+
+    def log_cut_captions(self, batch_size: int) -> None:
+        """Which share of the captions so far had more words than the text encoder takes."""
+        if isinstance(self.text_encoder, CountsCutCaptions):
+            for encoder, share in self.text_encoder.shares_cut().items():
+                name = f"train/captions_cut/{encoder}".rstrip("/")
+                self.log(name, share, batch_size=batch_size, sync_dist=True)
 
     def losses(self, batch: Batch, captions: list[str], u: Tensor, *, purpose: str) -> tuple[Tensor, Tensor]:
         """Loss and log-SNR of each sample, (B,) each; captions as given, times by the quantiles u (B,), keyed noise."""
@@ -190,11 +199,25 @@ class DiffusionModule(TrainingModule):
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
+    @property
+    def text_contract(self) -> dict[str, Any]:
+        return dict(getattr(self.text_encoder, "contract", {}))
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """What has weights of its own that no checkpoint needs: they come from where they came from."""
+        parts = {"codec": self.codec, "text_encoder": self.text_encoder}
+        trained = self.parts()
+        return {
+            name: part for name, part in parts.items() if isinstance(part, nn.Module) and name not in trained
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["codec_hash"] = self.codec.content_hash
+        checkpoint["text_contract"] = self.text_contract
+        frozen = tuple(f"{name}." for name in self.frozen_parts())
         weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: x for name, x in weights.items() if not name.startswith("codec.")}
+        checkpoint["state_dict"] = {name: x for name, x in weights.items() if not name.startswith(frozen)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         made_with = checkpoint["codec_hash"]
@@ -203,7 +226,9 @@ class DiffusionModule(TrainingModule):
                 f"this denoiser was trained on the latents of autoencoder {made_with[:12]}, but the codec now is "
                 f"{self.codec.content_hash[:12]}: give the one it was trained with by codec.path=..."
             )
+        if contract := checkpoint.get("text_contract"):
+            refuse_other(contract, self.text_contract, what="this denoiser")
         super().on_load_checkpoint(checkpoint)
-        if isinstance(self.codec, nn.Module):
-            frozen = {f"codec.{name}": x for name, x in self.codec.state_dict().items()}
+        for part, module in self.frozen_parts().items():
+            frozen = {f"{part}.{name}": x for name, x in module.state_dict().items()}
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **frozen}
