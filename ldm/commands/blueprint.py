@@ -1,4 +1,4 @@
-"""A training's module without weights: its networks on the meta device, from the composed config alone."""
+"""What a training trains, without weights: its networks on the meta device, from the composed config alone."""
 
 from __future__ import annotations
 
@@ -7,50 +7,67 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from ldm.codecs.kl import describe_autoencoder
 from ldm.nn.autoencoder_base import Autoencoder
 from ldm.planning.standins import PlannedCodec
-from ldm.training.module import TrainingModule
+from ldm.planning.subjects import AutoencoderSubject, DiffusionSubject, Subject
 
-HEAVY = ("network", "autoencoder", "text_encoder")  # of a task's parts those with weights
 PUBLISHED = {4: "kl_sd", 16: "kl_sd3", 32: "dc_f32"}  # autoencoders of networks/, by latent channels
 GPU_ONLY = ("ldm.nn.attention.XFormers", "ldm.nn.attention.Flex")
 FUSED = "ldm.nn.attention.SDPA"
 
 
-def blueprint(config: DictConfig, *, configs: Path) -> tuple[TrainingModule, list[str]]:
-    """The module, and what had to be assumed for want of files.
+def blueprint(config: DictConfig, *, configs: Path) -> tuple[Subject, list[str]]:
+    """What a training trains, and what had to be assumed for want of files.
+
+    Lightning is not asked, which would take longer to import than all the rest.
 
     Args:
         config: A training's, checked.
         configs: The folder of all configs, where published autoencoders are described.
+
+    Raises:
+        ValueError: A task of a kind that is not known here, or parts that do not fit each other.
     """
-    assumed: list[str] = []
     task = without_gpu_kernels(config.task)
-    given: dict[str, Any] = {}
-    for key, value in task.items():
-        name = str(key)
-        if name == "codec":
-            given[name], note = planned_codec(value, task.network, configs)
-            assumed += [note] if note else []
-        elif name in HEAVY:
-            with torch.device("meta"):
-                given[name] = instantiate(value, _convert_="all")
-        elif name != "_target_":
-            parts = isinstance(value, DictConfig | ListConfig)
-            given[name] = instantiate(value, _convert_="all") if parts else value
-    module = get_class(str(task["_target_"]))(**given)
-    return module.to("meta"), assumed
+    image_size = int(config.data.image_size)
+    if "autoencoder" in task:
+        with torch.device("meta"):
+            autoencoder = built(task.autoencoder)
+        terms = {str(name): built(term) for name, term in task.terms.items()}
+        return AutoencoderSubject(autoencoder=autoencoder, terms=terms, image_size=image_size), []
+    if not {"diffusion", "network", "text_encoder", "codec"} <= set(task):
+        raise ValueError(f"{task['_target_']} cannot be planned: its step is not known here")
+    codec, note = planned_codec(task.codec, task.network, configs)
+    with torch.device("meta"):
+        network, text_encoder = built(task.network), built(task.text_encoder)
+    diffusion = built(task.diffusion)
+    if isinstance(diffusion.uncertainty, nn.Module):
+        diffusion.uncertainty.to("meta")
+    subject = DiffusionSubject(
+        diffusion=diffusion,
+        network=network,
+        text_encoder=text_encoder,
+        codec=codec,
+        image_size=image_size,
+        from_pictures="folder" not in config.data,
+    )
+    return subject, [note] if note else []
+
+
+def built(config: DictConfig) -> Any:
+    return instantiate(config, _convert_="all")
 
 
 def planned_codec(config: DictConfig, network: DictConfig, configs: Path) -> tuple[Any, str]:
     """The codec without its weights, and a note where its file is not there to say what it is."""
     if "path" not in config:
         with torch.device("meta"):
-            return instantiate(config, _convert_="all"), ""
+            return built(config), ""
     path = Path(config.path)
     if path.is_file():
         kind, architecture, contract = describe_autoencoder(path)
@@ -65,7 +82,7 @@ def planned_codec(config: DictConfig, network: DictConfig, configs: Path) -> tup
     choice = PUBLISHED[channels]
     described = OmegaConf.load(configs / "network" / f"{choice}.yaml")
     with torch.device("meta"):
-        autoencoder: Autoencoder = instantiate(described, _convert_="all")
+        autoencoder: Autoencoder = built(described)
         return (
             PlannedCodec(autoencoder, downsample=autoencoder.downsample),
             f"{path} is not there: reckoned with the autoencoder network={choice}",

@@ -12,7 +12,7 @@ from ldm.nn.blocks import HasBlocks
 from ldm.planning.autocast import Precision
 from ldm.planning.ledger import count
 from ldm.planning.step import StepCost
-from ldm.training.module import TrainingModule
+from ldm.planning.subjects import Subject
 from ldm.training.optim import OptimizerRecipe
 
 
@@ -96,12 +96,13 @@ def memory_of(state: State, cost: StepCost, *, precision: Precision, sharing: Sh
     )
 
 
-def state_of(module: TrainingModule, *, precision: Precision, averages: int) -> State:
-    """Read off a module on the meta device."""
-    parts = module.parts()
+def state_of(
+    subject: Subject, *, optimizer: OptimizerRecipe, precision: Precision, averages: int
+) -> State:
+    """What a training with this optimizer and so many averages keeps."""
+    parts = subject.trained()
     trained = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
-    ours = {id(x) for part in parts.values() for x in (*part.parameters(), *part.buffers())}
-    rest = [x for x in (*module.parameters(), *module.buffers()) if id(x) not in ours]
+    frozen = [x for part in subject.frozen().values() for x in (*part.parameters(), *part.buffers())]
     blocks = [
         count(block.parameters())
         for part in parts.values()
@@ -111,9 +112,9 @@ def state_of(module: TrainingModule, *, precision: Precision, averages: int) -> 
     return State(
         trained=count(iter(trained)),
         buffers=sum(x.numel() * x.element_size() for part in parts.values() for x in part.buffers()),
-        optimizer=optimizer_bytes(module.optimizer, parts) * precision.weights // 4,
+        optimizer=optimizer_bytes(optimizer, parts) * precision.weights // 4,
         averages=averages,
-        frozen=sum(x.numel() * x.element_size() for x in rest),
+        frozen=sum(x.numel() * x.element_size() for x in frozen),
         largest_block=max(blocks, default=0),
     )
 

@@ -52,11 +52,14 @@ class Replay:
     Args:
         ledger: Where to.
         checkpointed: Keep each block's inputs only and compute it again in the backward pass.
+        costs: What is known of kinds of blocks; grows.
+        used: The cost of each block that was called, in order.
     """
 
     ledger: Ledger
     checkpointed: bool = False
     costs: dict[Hashable, BlockCost] = field(default_factory=dict)
+    used: list[BlockCost] = field(default_factory=list)
 
     @contextmanager
     def of(self, networks: Sequence[nn.Module]) -> Iterator[None]:
@@ -80,6 +83,7 @@ class Replay:
                 with self.ledger.paused():
                     self.costs[kind] = measured(block, forward, flat, spec)
             cost = self.costs[kind]
+            self.used.append(cost)
             inputs = [x for x in flat if isinstance(x, Tensor)]
             anchor = torch.empty(0, device="meta", requires_grad=True)  # also where no input is trained, weights are
             made = iter(_Replayed.apply(self, cost, anchor, *inputs))
