@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -23,10 +24,10 @@ def read_text_side(file: Path) -> dict[str, Tensor]:
             names = {name: _own_name(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
             state = {own: opened.get_tensor(name) for name, own in names.items() if own}
     else:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # OpenAI's own files are TorchScript archives
+        if _is_torchscript(file):  # OpenAI's own files are
             saved = torch.jit.load(file, map_location="cpu").state_dict()
+        else:
+            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         saved = saved.get("state_dict", saved)
         state = {own: x for name, x in saved.items() if (own := _own_name(name))}
     if not state:
@@ -38,3 +39,10 @@ def _own_name(name: str) -> str | None:
     """A checkpoint's name -> the text transformer's; None for what is not text."""
     name = name.removeprefix("module.").removeprefix("text.")
     return name if name.startswith(TEXT) else None
+
+
+def _is_torchscript(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
