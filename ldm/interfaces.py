@@ -41,6 +41,20 @@ class Conditioning:
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
         return self._each(lambda x: x[rows])
 
+    def where(self, kept: Tensor, other: Conditioning) -> Conditioning:
+        """These rows, and those of ``other``, B or one for all, where ``kept`` (B,) is False."""
+        kept = kept.to(self.tokens.device)
+
+        def chosen(name: str, x: Tensor) -> Tensor:
+            return torch.where(kept.view(-1, *[1] * (x.dim() - 1)), x, getattr(other, name))
+
+        given = {field.name: x for field in fields(self) if (x := getattr(self, field.name)) is not None}
+        return replace(self, **{name: chosen(name, x) for name, x in given.items()})
+
+    def float(self) -> Conditioning:
+        """What is kept in half precision, in single."""
+        return self._each(lambda x: x.float() if x.is_floating_point() else x)
+
     @staticmethod
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
         """Stack along the batch; shorter token sequences are padded with masked zeros.
@@ -77,24 +91,41 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
+class EncodedText:
+    """What a text encoder said beforehand of the captions of a batch, and of the empty one."""
+
+    captions: Conditioning  # B
+    null: Conditioning  # 1, the null condition
+
+    def to(self, device: torch.device | str) -> EncodedText:
+        return replace(self, captions=self.captions.to(device), null=self.null.to(device))
+
+    def conditioning(self, kept: Tensor) -> Conditioning:
+        """The captions', in float32, and the null condition where ``kept`` (B,) is False."""
+        return self.captions.where(kept, self.null).float()
+
+
+@dataclass(frozen=True)
 class Batch:
     """One step's samples, as the data side hands them over; exactly one of images and moments is set."""
 
     captions: list[str]
     images: Tensor | None  # (B, 3, fH, fW) float32 in [-1, 1]
-    moments: Tensor | None  # (B, 2C, H, W) posterior mean and log-variance, when encoded beforehand
+    moments: Tensor | None  # (B, 2C, H, W) posterior mean and log-variance, when encoded beforehand; float16
     keys: list[str]  # which sample of which shard, e.g. "00003/000030017": what randomness is tied to
     visits: list[int]  # how often each sample was seen before: the epoch, the other half of randomness
     slots: range  # the places of these samples in the step's global batch
     num_slots: int  # the size of the step's global batch, over all processes
+    sizes: Tensor | None = None  # (B, 6) pixels, as in Conditioning: how each picture was resized and cropped
+    text: EncodedText | None = None  # the captions, when encoded beforehand
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> Batch:
-        images = None if self.images is None else self.images.to(device, non_blocking=True)
-        moments = None if self.moments is None else self.moments.to(device, non_blocking=True)
-        return replace(self, images=images, moments=moments)
+        given = {name: getattr(self, name) for name in ("images", "moments", "sizes")}
+        moved = {name: x.to(device, non_blocking=True) for name, x in given.items() if x is not None}
+        return replace(self, **moved, text=None if self.text is None else self.text.to(device))
 
 
 class Prediction(NamedTuple):

@@ -60,6 +60,8 @@ class TrainConfig:
     codec: Part | Nothing
     text_encoder: Part | Nothing
     data: Part
+    buckets: Part | None = None  # for data; runs of older versions have none
+    captions: Part | None = None
     sampler: Part | Nothing
     grid: Part | Nothing
     guidance: Part | Nothing

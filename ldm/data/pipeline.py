@@ -7,17 +7,21 @@ each of them (in worker processes, as bytes), and the loader makes the Batch (on
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ldm import randomness
+from ldm.data.buckets import Assignment, Sizes, Square
+from ldm.data.captions import AS_WRITTEN, CaptionRecipe, texts_of
 from ldm.data.decode import UnreadablePicture
 from ldm.data.index import build_index, report
-from ldm.data.sample import Item, Preparation, captions_in, plain, stack
+from ldm.data.sample import Item, MissingCaption, Preparation, stack
 from ldm.data.shards import find_shards
 from ldm.interfaces import Batch
 
@@ -33,11 +37,14 @@ class ShardDataset(Dataset[Item]):
     Args:
         shards: a folder, a pattern or a list of them; see ``find_shards``.
         image_size: side of the square that comes out, in pixels.
-        caption_field: "txt", or the json's field that holds a caption or several.
+        caption_field: "txt", a json's field, or several with weights; see ``Preparation``.
+        captions: what is done to captions, and what if there is none.
         flip: mirror every other visit.
         crop: "center" or "random".
         seed: of the random choices.
         background: what transparent parts of a picture show.
+        original_size_from: the json's fields for the original size; see ``Preparation``.
+        buckets: in which sizes pictures come out; None for the square.
 
     Raises:
         FileNotFoundError: a shard is missing.
@@ -49,23 +56,42 @@ class ShardDataset(Dataset[Item]):
         *,
         shards: str | list[str],
         image_size: int,
-        caption_field: str = "txt",
+        caption_field: str | Mapping[str, float] = "txt",
+        captions: CaptionRecipe = AS_WRITTEN,
         flip: bool = False,
         crop: str = "center",
         seed: int = 0,
         background: str = "white",
+        original_size_from: Sequence[str] | None = None,
+        buckets: Sizes | None = None,
     ) -> None:
         self.preparation = Preparation(
             image_size=image_size,
             caption_field=caption_field,
+            captions=captions,
             flip=flip,
             crop=crop,
             seed=seed,
             background=background,
+            original_size_from=original_size_from,
         )
-        self.index = build_index(find_shards(shards), caption_part=self.preparation.caption_part)
-        if self.index.skipped:
-            log.warning(report(self.index.skipped))
+        self.index = build_index(
+            find_shards(shards),
+            caption_fields=list(self.preparation.fields),
+            missing=captions.missing,
+        )
+        if self.index.num_skipped:
+            log.warning(report(self.index.skipped, num=self.index.num_skipped))
+        self.buckets = (buckets or Square()).sized(image_size)
+
+    @cached_property
+    def assignment(self) -> Assignment:
+        """In which size each sample comes out."""
+        if not self.buckets.looks_at_pictures:
+            nothing = np.broadcast_to(np.int32(0), len(self))
+            return self.buckets.assign(nothing, nothing)
+        height, width = self.index.column("height"), self.index.column("width")
+        return self.buckets.assign(np.maximum(height, 1), np.maximum(width, 1))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -77,21 +103,39 @@ class ShardDataset(Dataset[Item]):
             ValueError: a hundred damaged pictures in a row, or no caption in the field.
         """
         index, visit = (request, 0) if isinstance(request, int) else request
+        # Also what takes a damaged picture's place comes out in the size that the batch has.
+        size = self.assignment.sizes[self.assignment.bucket[index]]
         for place in range(index, index + 100):
             i = place % len(self)
             key = self.index.key(i)
-            picture, texts = self.index.read(i, "picture"), self.index.read(i, self.preparation.caption_part)
-            assert picture is not None and texts is not None  # else it would not be in the index
+            picture = self.index.read(i, "picture")
+            assert picture is not None  # else it would not be in the index
+            txt, meta = self.index.read(i, "txt"), self.index.read(i, "json")
             try:
-                return self.preparation.item(picture, texts, key=key, visit=visit)
-            except UnreadablePicture as error:
+                return self.preparation.item(picture, txt=txt, meta=meta, key=key, visit=visit, size=size)
+            except (UnreadablePicture, MissingCaption) as error:
                 log.warning("sample %s is replaced by the next one: %s", key, error)
         raise ValueError(f"100 damaged pictures in a row, from sample {self.index.key(index)} on")
 
     def captions(self, i: int) -> dict[str, list[str]]:
         """Everything that is said about sample ``i``, by field: "txt" and the texts in its json."""
-        meta, txt = self.index.read(i, "json"), self.index.read(i, "txt")
-        return captions_in(meta or b"{}") | ({} if txt is None else {"txt": [plain(txt)]})
+        return texts_of(self.index.read(i, "txt"), self.index.read(i, "json"))
+
+
+class Order(Protocol):
+    """Which samples each step takes, without end."""
+
+    @property
+    def slots(self) -> range:
+        """This process's places in the global batch."""
+        ...
+
+    @property
+    def global_batch(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        """This process's share of each step."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +208,7 @@ class BatchLoader:
         return self._num_batches
 
 
-def endless(dataset: ShardDataset, order: Callable[[], GlobalBatches], *, num_workers: int) -> BatchLoader:
+def endless(dataset: ShardDataset, order: Callable[[], Order], *, num_workers: int) -> BatchLoader:
     """Training batches without end.
 
     Args:
@@ -192,10 +236,10 @@ def in_order(
 ) -> BatchLoader:
     """Every sample from ``start`` to ``stop`` once, at visit 0; nothing dropped, the last batch may be smaller.
 
-    The whole data set counts as one global batch: ``slots`` are the samples' places in it.
+    With buckets they come bucket by bucket. The whole data set counts as one global batch: ``slots`` are places in it.
     """
-    stop = len(dataset) if stop is None else min(stop, len(dataset))
-    pieces = pieces_of(stop, batch_size=batch_size, start=start)
+    pieces = pieces_of(dataset.assignment, batch_size=batch_size, start=start, stop=stop)
+    total = len(dataset) - int((dataset.assignment.bucket < 0).sum())
     loader: DataLoader[Item] = DataLoader(
         dataset,
         batch_sampler=[[(i, 0) for i in piece] for piece in pieces],
@@ -205,12 +249,23 @@ def in_order(
     )
 
     def batches() -> Iterator[Batch]:
+        first = start
         for piece, stacked in zip(pieces, loader, strict=True):
-            yield stacked.batch(slots=piece, num_slots=len(dataset))
+            yield stacked.batch(slots=range(first, first + len(piece)), num_slots=total)
+            first += len(piece)
 
     return BatchLoader(batches, num_batches=len(pieces))
 
 
-def pieces_of(stop: int, *, batch_size: int, start: int = 0) -> list[range]:
-    """[start, stop) cut into ranges of ``batch_size``, the last one perhaps shorter."""
-    return [range(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)]
+def pieces_of(
+    assignment: Assignment, *, batch_size: int, start: int = 0, stop: int | None = None
+) -> list[list[int]]:
+    """Samples [start, stop) in batches of one size each, bucket after bucket; the last of each perhaps shorter."""
+    pieces = []
+    for bucket in range(len(assignment.sizes)):
+        members = assignment.members(bucket)
+        members = members[
+            (members >= start) & (members < (len(assignment.bucket) if stop is None else stop))
+        ].tolist()
+        pieces += [members[at : at + batch_size] for at in range(0, len(members), batch_size)]
+    return pieces

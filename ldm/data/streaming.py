@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from ldm.data.decode import UnreadablePicture
 from ldm.data.index import PICTURES
 from ldm.data.pipeline import BatchLoader
-from ldm.data.sample import Item, Preparation, stack
+from ldm.data.sample import Item, MissingCaption, Preparation, stack
 from ldm.data.shards import find_shards
 from ldm.interfaces import Batch
 from ldm.randomness import address
@@ -83,13 +83,18 @@ class _Prepare:
     def __call__(self, samples: Iterator[Mapping[str, Any]]) -> Iterator[Item]:
         for place, sample in enumerate(samples):
             picture = next((sample[name] for name in sample if name.lower() in PICTURES), None)
-            texts = sample.get(self.preparation.caption_part)
-            if picture is None or texts is None:
-                log.warning("sample %s is passed over: it has no picture or no caption", sample["__key__"])
+            if picture is None:
+                log.warning("sample %s is passed over: it has no picture", sample["__key__"])
                 continue
+            txt, meta = sample.get("txt"), sample.get("json")
             shard = sample["__url__"].rsplit("/", 1)[-1].removesuffix(".tar")
             try:
-                yield self.preparation.item(picture, texts, key=f"{shard}/{sample['__key__']}", visit=place)
+                key = f"{shard}/{sample['__key__']}"
+                yield self.preparation.item(picture, txt=txt, meta=meta, key=key, visit=place)
+            except MissingCaption as error:
+                if self.preparation.captions.missing == "error":
+                    raise
+                log.warning("sample %s is passed over: %s", sample["__key__"], error)
             except UnreadablePicture as error:
                 log.warning("sample %s is passed over: %s", sample["__key__"], error)
 

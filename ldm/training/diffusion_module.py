@@ -6,6 +6,7 @@ Read next: ``ldm/diffusion/diffusion.py``, where the loss is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 from ldm import randomness
 from ldm.diffusion.diffusion import Diffusion
 from ldm.diffusion.schedules import log_snr
-from ldm.interfaces import Batch, CountsCutCaptions, Guidance, LatentCodec, Sampler, TextEncoder
+from ldm.interfaces import (
+    Batch,
+    Conditioning,
+    CountsCutCaptions,
+    Guidance,
+    LatentCodec,
+    Sampler,
+    TextEncoder,
+)
 from ldm.nn.blocks import Execution
 from ldm.sampling.generate import Generation
 from ldm.sampling.grids import Grid
@@ -107,11 +116,8 @@ class DiffusionModule(TrainingModule):
         kept = (
             randomness.uniform(self.seed, "caption dropout", batch.keys, batch.visits) >= self.caption_dropout
         )
-        captions = [
-            caption if keep else "" for caption, keep in zip(batch.captions, kept.tolist(), strict=True)
-        ]
         u = randomness.uniform(self.seed, "time", batch.keys, batch.visits)
-        losses, _ = self.losses(batch, captions, u, purpose="noise")
+        losses, _ = self.losses(batch, kept, u, purpose="noise")
         loss = losses.mean()
         self.log("train/loss", loss, batch_size=len(batch), sync_dist=True)  # the global batch's
         self.log_cut_captions(len(batch))
@@ -125,8 +131,8 @@ class DiffusionModule(TrainingModule):
                 name = f"train/captions_cut/{encoder}".rstrip("/")
                 self.log(name, share, batch_size=batch_size, sync_dist=True)
 
-    def losses(self, batch: Batch, captions: list[str], u: Tensor, *, purpose: str) -> tuple[Tensor, Tensor]:
-        """Loss and log-SNR of each sample, (B,) each; captions as given, times by the quantiles u (B,), keyed noise."""
+    def losses(self, batch: Batch, kept: Tensor, u: Tensor, *, purpose: str) -> tuple[Tensor, Tensor]:
+        """Loss and log-SNR of each sample, (B,) each: captions where ``kept`` (B,), times by the quantiles u (B,)."""
         x0 = self.clean_latents(batch, purpose=f"{purpose} of the posterior")  # (B, C, H, W)
         channels, height, width = x0.shape[1:]
         diffusion = self.diffusion.for_latents((channels, height, width))
@@ -139,14 +145,24 @@ class DiffusionModule(TrainingModule):
         eps = diffusion.training_noise(x0, eps, more_noise)
         # On the CPU, where the draws are: the same times for every device, and laws by bisection need not wait for one.
         t = diffusion.times(u, slots=batch.slots, num_slots=batch.num_slots).to(x0.device)  # (B,)
-        cond = self.text_encoder(captions)
+        cond = self.conditioning(batch, kept)
         loss = diffusion.loss(self.network, x0, cond, eps=eps, t=t)
         return loss, log_snr(diffusion.schedule, t)
+
+    def conditioning(self, batch: Batch, kept: Tensor) -> Conditioning:
+        """What the network is told: the captions, or none where ``kept`` (B,) is False, and how pictures were cut."""
+        if batch.text is not None:
+            cond = batch.text.conditioning(kept)
+        else:
+            cond = self.text_encoder(
+                [caption if keep else "" for caption, keep in zip(batch.captions, kept.tolist(), strict=True)]
+            )
+        return replace(cond, sizes=batch.sizes)
 
     def clean_latents(self, batch: Batch, *, purpose: str) -> Tensor:
         """x0 (B, C, H, W), from cached moments where the batch carries them, else from its pictures."""
         if batch.moments is not None:
-            moments = batch.moments
+            moments = batch.moments.float()
         elif batch.images is not None:
             moments = self.codec.moments(batch.images)
         else:
@@ -161,7 +177,8 @@ class DiffusionModule(TrainingModule):
         """The same pictures with the same noise and times each time: times stratified over the validation set."""
         u = torch.full((len(batch),), 0.5)
         t_quantiles = (torch.tensor(batch.slots) + u) / batch.num_slots
-        losses, levels = self.losses(batch, batch.captions, t_quantiles, purpose="validation noise")
+        kept = torch.ones(len(batch), dtype=torch.bool)
+        losses, levels = self.losses(batch, kept, t_quantiles, purpose="validation noise")
         self.log("val/loss", losses.mean(), batch_size=len(batch), on_epoch=True, sync_dist=True)
         self.noise_levels.add(losses, levels)
         return None

@@ -174,7 +174,7 @@ def test_latents_and_pictures_give_the_same_batches(shards: Path, tmp_path: Path
     assert taken(a.val_batches) == taken(b.val_batches)
     for x, y in zip(a.train_batches, b.train_batches, strict=True):
         assert x.moments is not None and y.images is not None
-        torch.testing.assert_close(x.moments[:, :3], y.images, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(x.moments[:, :3].float(), y.images, atol=1e-3, rtol=1e-3)
 
 
 def test_latents_are_made_once_for_each_codec(shards: Path, tmp_path: Path) -> None:
