@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.guide import check_training
 from ldm.training.checkpoint import newest_checkpoint
-from ldm.training.devices import check_devices
+from ldm.training.devices import check_devices, choose_precision
 from ldm.training.fit import fit
 from ldm.training.initial import begin_with
 from ldm.training.logging import quiet_lightning
@@ -35,6 +35,9 @@ def train(config: DictConfig) -> float | None:
         num_nodes=config.trainer.get("num_nodes", 1),
         batch_size=config.data.batch_size,
     )
+    config.trainer.precision = choose_precision(
+        config.trainer.precision, accelerator=config.trainer.accelerator
+    )  # into the run's own config: it goes on in the same precision, wherever
     with exported_run_id(config.run_id):
         torch.manual_seed(
             config.seed

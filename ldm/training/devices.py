@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def check_devices(
@@ -24,7 +28,7 @@ def check_devices(
     """
     if batch_size < 1:
         raise ValueError(f"data.batch_size={batch_size} must be at least 1")
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    on_gpu = _on_gpu(accelerator)
     available = torch.cuda.device_count()
     if on_gpu and not available:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -47,6 +51,43 @@ def check_devices(
             f"and cannot be shared equally: use {f'{smaller} or ' if smaller else ''}{larger}"
         )
     return processes
+
+
+def choose_precision(precision: str | int | None, *, accelerator: str) -> str:
+    """Lightning's name of the precision to train in: as given, or for None the fastest that trains as well.
+
+    That is bfloat16 autocast over float32 weights where the device multiplies bfloat16 by itself, float32 elsewhere: a
+    CPU without such units took 60 times as long in bfloat16 as in float32 (AMD EPYC with AVX2).
+
+    Raises:
+        ValueError: The GPU cannot do what is asked for.
+    """
+    device = "cuda" if _on_gpu(accelerator) else "cpu"
+    if precision is None:
+        return "bf16-mixed" if has_bfloat16_units(device) else "32-true"
+    if "bf16" in str(precision) and not has_bfloat16_units(device):
+        if device == "cuda":
+            raise ValueError(
+                f"trainer.precision={precision}, but {torch.cuda.get_device_name()} has no bfloat16: "
+                f"use trainer.precision=32-true"
+            )
+        log.warning(
+            "trainer.precision=%s on a CPU without bfloat16 units is far slower than 32-true",
+            precision,
+        )
+    return str(precision)
+
+
+@cache
+def has_bfloat16_units(device: str) -> bool:
+    """Whether the "cpu" or the "cuda" device multiplies bfloat16 matrices in hardware; emulation is very slow."""
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _on_gpu(accelerator: str) -> bool:
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def _count(devices: int | str | Sequence[int], *, everything: int) -> int:

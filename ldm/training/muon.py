@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ldm.training.devices import has_bfloat16_units
+
 # A quintic that lifts every singular value into about [0.7, 1.2] in five steps (Jordan et al. 2024, "Muon").
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -102,9 +104,12 @@ class Muon(Optimizer):
 
 
 def orthogonalise(matrices: Tensor, num_iterations: int = 5) -> Tensor:
-    """(k, m, n) -> (k, m, n) bfloat16: U V^T of each matrix's singular value decomposition, about."""
+    """(k, m, n) -> (k, m, n): U V^T of each matrix's singular value decomposition, about.
+
+    In bfloat16, which is exact enough for it, where the device has units for that, else in float32.
+    """
     a, b, c = QUINTIC
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if has_bfloat16_units(matrices.device.type) else matrices.float()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT.contiguous()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ldm.training.devices import check_devices
+from ldm.training import devices
+from ldm.training.devices import check_devices, choose_precision
 
 ON_CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "batch_size": 32}
 
@@ -41,3 +42,34 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch, devices):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="asks for 4 GPUs, but this machine has 2"):
         check_devices(accelerator="cuda", devices=devices, num_nodes=1, batch_size=8)
+
+
+@pytest.fixture
+def units(monkeypatch):
+    """Say which devices have units for bfloat16."""
+    having: set[str] = set()
+    monkeypatch.setattr(devices, "has_bfloat16_units", lambda device: device in having)
+    return having
+
+
+def test_left_open_it_is_bfloat16_only_where_hardware_multiplies_it(units):
+    assert choose_precision(None, accelerator="cpu") == "32-true"
+    assert choose_precision(None, accelerator="gpu") == "32-true"
+    units |= {"cpu", "cuda"}
+    assert choose_precision(None, accelerator="cpu") == "bf16-mixed"
+    assert choose_precision(None, accelerator="gpu") == "bf16-mixed"
+
+
+def test_what_is_named_is_taken(units, caplog):
+    for precision in ("32-true", "16-mixed", "64-true", 32):
+        assert choose_precision(precision, accelerator="cpu") == str(precision)
+    assert not caplog.records
+    assert choose_precision("bf16-mixed", accelerator="cpu") == "bf16-mixed"
+    assert "far slower than 32-true" in caplog.text
+
+
+def test_a_precision_the_gpu_lacks_is_refused(units, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match="Tesla T4 has no bfloat16: use trainer.precision=32-true"):
+        choose_precision("bf16-mixed", accelerator="cuda")
+
