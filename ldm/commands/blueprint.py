@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldm.codecs.kl import describe_autoencoder
+from ldm.commands.blueprint_text import planned_text
 from ldm.nn.autoencoder_base import Autoencoder
 from ldm.planning.standins import PlannedCodec
 from ldm.planning.subjects import AutoencoderSubject, DiffusionSubject, Subject
@@ -44,7 +45,8 @@ def blueprint(config: DictConfig, *, configs: Path) -> tuple[Subject, list[str]]
         raise ValueError(f"{task['_target_']} cannot be planned: its step is not known here")
     codec, note = planned_codec(task.codec, task.network, configs)
     with torch.device("meta"):
-        network, text_encoder = built(task.network), built(task.text_encoder)
+        network = built(task.network)
+    text_encoder = planned_text(task.text_encoder)
     diffusion = built(task.diffusion)
     if isinstance(diffusion.uncertainty, nn.Module):
         diffusion.uncertainty.to("meta")

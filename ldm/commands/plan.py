@@ -16,9 +16,10 @@ from ldm.planning.autocast import PRECISIONS
 from ldm.planning.hardware import GIB, Hardware
 from ldm.planning.memory import Memory, Sharing, memory_of, state_of
 from ldm.planning.step import StepCost, frozen_cost, step_cost
+from ldm.training.devices import choose_precision
 
-SHARDED = "fsdp"
-AVERAGES = "ldm.training.ema."
+SHARDED = ("fsdp", "fullysharded")
+AVERAGE = "ldm.training.ema.EMA"
 
 
 def plan(
@@ -63,7 +64,10 @@ def reckoned(config: DictConfig, *, hardware: Hardware, mfu: float, num_pictures
         ConfigError: A precision that is not known.
         ValueError: Parts that do not fit each other.
     """
-    precision = PRECISIONS.get(str(config.trainer.precision))
+    chosen_precision = config.trainer.precision
+    if chosen_precision is None:
+        chosen_precision = "bf16-mixed" if hardware.gpu else choose_precision(None, accelerator="cpu")
+    precision = PRECISIONS.get(str(chosen_precision))
     if precision is None:
         raise ConfigError(
             f"trainer.precision={config.trainer.precision} cannot be planned; known are {', '.join(PRECISIONS)}"
@@ -158,9 +162,10 @@ def device_count(devices: object) -> int:
 
 
 def averages(config: DictConfig) -> int:
-    """Copies of the trained weights that are averaged."""
-    targets = [str(one["_target_"]) for one in config.callbacks.values() if one is not None]
-    return sum(target.startswith(AVERAGES) for target in targets)
+    """Copies of the trained weights that are averaged on the device."""
+    kept = [one for one in config.callbacks.values() if one is not None and not one.get("on_cpu")]
+    powers = sum(len(one.sigma_rels) for one in kept if "sigma_rels" in one)
+    return powers + sum(str(one["_target_"]) == AVERAGE for one in kept)
 
 
 def strategy(config: DictConfig) -> str:
@@ -169,7 +174,7 @@ def strategy(config: DictConfig) -> str:
 
 
 def is_sharded(config: DictConfig) -> bool:
-    return SHARDED in strategy(config)
+    return any(name in strategy(config) for name in SHARDED)
 
 
 def uses_buckets(config: DictConfig) -> bool:
