@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ldm.interfaces import NoiseSchedule
 
-
 _ENOUGH = (torch.float32, torch.float64)
 
 
