@@ -28,7 +28,7 @@ def groups_of(command: str) -> set[str]:
 
 
 def is_for_training(choice: str) -> bool:
-    return choice.split("/")[0] in groups_of("train")
+    return choice.split("/")[0] in {*groups_of("train"), "hydra"}
 
 
 EXPERIMENTS = [name.removeprefix("experiment/") for name in FILES if name.startswith("experiment/")]

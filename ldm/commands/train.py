@@ -18,6 +18,7 @@ from ldm.training.devices import check_devices, choose_precision
 from ldm.training.fit import fit
 from ldm.training.initial import begin_with
 from ldm.training.logging import quiet_lightning
+from ldm.training.ranks import check_launch, environment
 from ldm.training.run import RunFolder, choose_run_id, exported_run_id, is_main_process, start_run
 
 
@@ -32,15 +33,20 @@ def train(config: DictConfig) -> float | None:
     resumed = None if config.resume is None else RunFolder(Path(config.resume))
     config.run_id = resumed.id if resumed else choose_run_id(config.run_id)
     quiet_lightning()
-    check_devices(
+    sharded = "FullySharded" in str(OmegaConf.select(config, "trainer.strategy._target_"))
+    num_nodes = config.trainer.get("num_nodes", 1)
+    processes = check_devices(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
-        num_nodes=config.trainer.get("num_nodes", 1),
+        num_nodes=num_nodes,
         batch_size=config.data.batch_size,
+        pieces=config.trainer.accumulate_grad_batches,
+        sharded=sharded,
     )
+    check_launch(processes=processes, num_nodes=num_nodes)
     refuse_missing(config)
     config.trainer.precision = choose_precision(
-        config.trainer.precision, accelerator=config.trainer.accelerator
+        config.trainer.precision, accelerator=config.trainer.accelerator, sharded=sharded
     )  # into the run's own config: it goes on in the same precision, wherever
     with exported_run_id(config.run_id):
         torch.manual_seed(
@@ -48,13 +54,15 @@ def train(config: DictConfig) -> float | None:
         )  # the network's first weights; all else is addressed, see ldm/randomness.py
         path = resumed.path if resumed else Path(config.paths.runs, config.name, config.run_id)
         module, data = built(config.task), built(config.data)
-        check_training(module)
+        check_training(module, sharded=sharded)
         if (start := config.get("init_from")) and not resumed:  # a resumed run has weights of its own
             print(begin_with(module, start, runs=config.paths.runs))
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
         folder = start_run(path, config=config, command=["python", *sys.argv], resume=resumed is not None)
         note_text_contract(folder, module)
-        trainer = instantiate(config.trainer, callbacks=parts(config.callbacks), logger=parts(config.logger))
+        trainer = instantiate(
+            config.trainer, callbacks=parts(config.callbacks), logger=parts(config.logger), **environment()
+        )
         return fit(
             trainer,
             module,
