@@ -63,7 +63,7 @@ def evaluate(
         run: run folder, or its name in ``runs``, or a checkpoint file.
         num_prompts: how many pictures to make and grade.
         seed: of the prompts and of the noise the pictures start from.
-        weights: "ema" or "online".
+        weights: "ema", "online", or the name of an average that ``ldm ema`` made.
         num_steps: sampling steps; null for the run's own.
         sampler: the run's own or another, e.g. sampler=heun.
         grid: the run's own or another, e.g. grid=log_snr.

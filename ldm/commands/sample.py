@@ -67,7 +67,7 @@ def sample(
         sampler: How to walk from noise to picture.
         grid: Where to stop on the way.
         guidance: How much the prompt counts.
-        weights: "ema" or "online".
+        weights: "ema", "online", or the name of an average that ``ldm ema`` made.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         out: Where the PNGs go; null means ``<run folder>/pictures``.
         trace: Also show how the picture came about, as a film strip and an animated picture; for one picture.

@@ -5,12 +5,13 @@ What a checkpoint file holds besides Lightning's own entries (``state_dict``, ``
 
     images_seen   how many pictures the training had seen, over all processes
     ema           {"network": state_dict, ...} averaged weights of the trained parts, when averaging was on
+    other_averages  {name: the same, ...} where there were several
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,15 +101,24 @@ def load_weights(module: nn.Module, checkpoint: dict[str, Any], *, weights: str 
     averaged = checkpoint.get("ema")
     if weights == "online" or averaged is None:
         return "online"
+    load_parts(module, averaged)
+    return "ema"
+
+
+def load_parts(module: nn.Module, averaged: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Load averaged weights, a state dict for each part, into a LightningModule that has ``parts()``.
+
+    Raises:
+        ValueError: They are not those of the module.
+    """
     parts: dict[str, nn.Module] = module.parts()  # type: ignore[operator]
     if parts.keys() != averaged.keys():
         raise ValueError(
-            f"the checkpoint has averaged weights of {sorted(averaged)}, the module trains {sorted(parts)}: "
+            f"the averaged weights are of {sorted(averaged)}, the module trains {sorted(parts)}: "
             f"was it built from the run's own config?"
         )
     for name, part in parts.items():
         part.load_state_dict(averaged[name])
-    return "ema"
 
 
 def foreign_entries(entry: Any, where: str = "checkpoint") -> Iterator[str]:

@@ -296,6 +296,7 @@ def quiet_lightning() -> None:
         r".*dataloader is not resumable.*",  # ours is: it starts at the image counter
         r".*module\(s\) in eval mode at the start of training.*",  # frozen parts
         r".*log_every_n_steps.*",
+        r".*`srun` command is available.*",  # one machine's training beside SLURM is meant
         r".*overridden `transfer_batch_to_device`.*",  # a Batch moves itself
         r".*LeafSpec.*is deprecated.*",  # Lightning's use of torch, not ours
     ):

@@ -15,6 +15,7 @@ from PIL import Image
 from ldm.codecs.kl import KLCodec
 from ldm.commands.launch import launch
 from ldm.commands.load import load_run
+from ldm.commands.main import main
 from ldm.commands.shapes import shapes
 from ldm.training.checkpoint import foreign_entries
 
@@ -168,6 +169,23 @@ def test_what_was_trained_can_be_loaded_and_sampled(here: Path) -> None:
     assert pictures.shape == (1, 3, 64, 64)
     codec = KLCodec(path="runs/shapes_vae/last/autoencoder.safetensors")
     assert codec.contract.num_images == 20
+
+
+def test_an_average_of_another_width_is_made_and_used(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    power = ["callbacks/ema=power", "~callbacks.ema.decay", "callbacks.ema.snapshot_every_num_images=4"]
+    launch([*DIT, *power, "name=power", "run_id=a"])
+    main(["ema", "run=power", "sigma_rel=0.08"])
+    assert "weights=sigma_rel_0.080_000000024" in capsys.readouterr().out
+    loaded = load_run("power", weights="sigma_rel_0.080_000000024")
+    assert loaded.weights.startswith("sigma_rel_0.080_000000024#") and loaded.images_seen == 24
+    again = load_run("power", weights=loaded.weights)
+    shown = load_run("power", weights="ema")
+    for name, x in loaded.module.network.state_dict().items():
+        assert torch.equal(x, again.module.network.state_dict()[name])
+    pairs = zip(loaded.module.network.parameters(), shown.module.network.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(ValueError, match="weights='best' is not known"):
+        load_run("power", weights="best")
 
 
 def test_the_autoencoders_file_normalises_its_latents(here: Path) -> None:
