@@ -7,6 +7,7 @@ counted the current batch when the ``on_train_batch_end`` of callbacks runs. The
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from ldm.training.plots import draw_metrics
+
+log = logging.getLogger(__name__)
 
 
 def crossed(before: int, now: int, every: int) -> bool:
@@ -65,7 +68,10 @@ class EveryNumImages(Callback, ABC):
     def _act(self, trainer: Trainer, module: LightningModule) -> None:
         self._acted = self._seen
         with untimed(trainer):
-            self.act(trainer, module)
+            try:
+                self.act(trainer, module)
+            except OSError as error:  # a full disk: pictures are no reason to stop
+                log.warning("%s could not be written: %s", type(self).__name__, error)
 
 
 class StopAtImages(Callback):
@@ -195,7 +201,10 @@ class LossPlots(Callback):
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and (folder / "metrics.csv").is_file():
             with untimed(trainer):
-                draw_metrics(folder / "metrics.csv", folder / "plots")
+                try:
+                    draw_metrics(folder / "metrics.csv", folder / "plots")
+                except OSError as error:
+                    log.warning("plots could not be written: %s", error)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ldm.commands.launch import launch
 from ldm.commands.load import load_run
 from ldm.commands.main import main
 from ldm.commands.shapes import shapes
-from ldm.training.checkpoint import foreign_entries
+from ldm.training.checkpoint import foreign_entries, read_checkpoint
 
 VAE = [
     "experiment=shapes_vae",
@@ -69,7 +69,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def checkpoint(run: str) -> dict:
-    return torch.load(Path("runs", run, "checkpoints/last.ckpt"), weights_only=True)
+    return read_checkpoint(Path("runs", run, "checkpoints/last"))
 
 
 def test_a_run_folder_holds_what_the_readme_says(here: Path) -> None:
