@@ -87,6 +87,9 @@ class Batch:
     visits: list[int]  # how often each sample was seen before: the epoch, the other half of randomness
     slots: range  # the places of these samples in the step's global batch
     num_slots: int  # the size of the step's global batch, over all processes
+    completes_step: bool = (
+        True  # False for the pieces but the last where gradients are accumulated over several
+    )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -95,6 +98,30 @@ class Batch:
         images = None if self.images is None else self.images.to(device, non_blocking=True)
         moments = None if self.moments is None else self.moments.to(device, non_blocking=True)
         return replace(self, images=images, moments=moments)
+
+    def pieces(self, num: int) -> list[Batch]:
+        """Split into ``num`` of equal length, in order; together they are the step's batch.
+
+        Raises:
+            ValueError: The samples cannot be shared equally.
+        """
+        size, left = divmod(len(self), num)
+        if left or not size:
+            raise ValueError(f"{len(self)} samples cannot be split into {num} pieces of equal length")
+        cuts = [slice(i * size, (i + 1) * size) for i in range(num)]
+        return [
+            replace(
+                self,
+                captions=self.captions[cut],
+                images=None if self.images is None else self.images[cut],
+                moments=None if self.moments is None else self.moments[cut],
+                keys=self.keys[cut],
+                visits=self.visits[cut],
+                slots=self.slots[cut],
+                completes_step=cut.stop == len(self),
+            )
+            for cut in cuts
+        ]
 
 
 class Prediction(NamedTuple):

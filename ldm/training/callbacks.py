@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from ldm.training.plots import draw_metrics
+from ldm.training.sharded import full
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,12 @@ log = logging.getLogger(__name__)
 def crossed(before: int, now: int, every: int) -> bool:
     """Whether a counter passed a multiple of ``every`` on its way from ``before`` to ``now``, however far it went."""
     return now // every > before // every
+
+
+def is_logged(trainer: Trainer) -> bool:
+    """Whether the step that is being made is one whose metrics are written down."""
+    loop = trainer.fit_loop.epoch_loop
+    return (loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 class EveryNumImages(Callback, ABC):
@@ -106,7 +113,8 @@ class ValidateEvery(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        trainer.val_check_interval = max(1, round(self.num_images / batch_size))
+        pieces = trainer.accumulate_grad_batches  # of each step, and Lightning counts them
+        trainer.val_check_interval = pieces * max(1, round(self.num_images / batch_size))
         trainer.check_val_every_n_epoch = None  # the data never ends, so there are no epochs to count
 
 
@@ -128,8 +136,10 @@ class ClipGradients(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        norm = nn.utils.clip_grad_norm_(weights, self.max_norm)
-        pl_module.log("train/grad_norm", norm)
+        # Under FSDP the norm is over all processes' shares, which torch puts together when asked for the whole.
+        norm = full(nn.utils.clip_grad_norm_(weights, self.max_norm))
+        if is_logged(trainer):
+            pl_module.log("train/grad_norm", norm)
 
 
 class Throughput(Callback):

@@ -112,7 +112,7 @@ class DiffusionModule(TrainingModule):
         u = randomness.uniform(self.seed, "time", batch.keys, batch.visits)
         losses, _ = self.losses(batch, captions, u, purpose="noise")
         loss = losses.mean()
-        self.log("train/loss", loss, batch_size=len(batch), sync_dist=True)  # the global batch's
+        self.log_step({"train/loss": loss}, batch)
         self.count(batch)
         return loss
 

@@ -11,6 +11,7 @@ from rich.progress import track
 
 from ldm.data.pipeline import BatchLoader
 from ldm.interfaces import Batch
+from ldm.training.accumulation import InPieces
 from ldm.training.autoencoder_module import AutoencoderModule
 from ldm.training.datamodule import ImageDataModule
 from ldm.training.ema import averaged_weights
@@ -40,7 +41,9 @@ def fit(
         logger.log_hyperparams(dict(config))
     with interruptible(), ranks_watched(trainer):
         path = None if checkpoint is None else str(checkpoint)
-        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        pieces = trainer.accumulate_grad_batches
+        fed = data if pieces == 1 else InPieces(data, num=pieces)
+        trainer.fit(module, datamodule=fed, ckpt_path=path, weights_only=True)
     if int(module.images_seen) >= config["num_images"]:  # type: ignore[arg-type]
         finish(trainer, module, data, folder)
     value = trainer.callback_metrics.get("val/loss")

@@ -120,6 +120,8 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not batch.completes_step:  # accumulated gradients are in no checkpoint
+            return
         before, self._seen = self._seen, int(pl_module.images_seen)  # type: ignore[arg-type]
         if self._seen <= before:
             raise RuntimeError(
