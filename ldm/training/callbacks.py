@@ -131,13 +131,20 @@ class ClipGradients(Callback):
                 f"ClipGradients: max_norm={max_norm} must be positive; leave the callback out for none"
             )
         self.max_norm = max_norm
+        self.norm: torch.Tensor | None = None  # of the step that is being made, before it is scaled
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        found = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         # Under FSDP the norm is over all processes' shares, which torch puts together when asked for the whole.
-        norm = full(nn.utils.clip_grad_norm_(weights, self.max_norm))
+        self.norm = norm = full(found)
+        if norm is found:
+            found = torch.nan_to_num(
+                norm, posinf=0.0
+            )  # what cannot be scaled stays as it is, to be looked at
+        nn.utils.clip_grads_with_norm_(weights, self.max_norm, found)
         if is_logged(trainer):
             pl_module.log("train/grad_norm", norm)
 

@@ -76,7 +76,6 @@ class Checkpoints(Checkpoint):
         self.kept: list[int] = []  # images seen in those kept for good
         self._seen = 0
         self._saved_at = -1  # images seen in the newest checkpoint
-        self._step = 0  # Lightning's count of optimizer steps when last looked
         self._at_border = True  # no gradients wait for more of their batch
         self._due = False
         self._retry_at: int | None = None
@@ -99,7 +98,6 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen = int(pl_module.images_seen)  # type: ignore[arg-type]
-        self._step = trainer.global_step
         if trainer.is_global_zero:
             self._tidy(_folder(trainer))
         if (_folder(trainer) / folder_name(self._seen)).is_dir():
@@ -120,7 +118,8 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not batch.completes_step:  # accumulated gradients are in no checkpoint
+        self._at_border = batch.completes_step  # accumulated gradients are in no checkpoint
+        if not self._at_border:
             return
         before, self._seen = self._seen, int(pl_module.images_seen)  # type: ignore[arg-type]
         if self._seen <= before:
@@ -128,7 +127,6 @@ class Checkpoints(Checkpoint):
                 f"{type(pl_module).__name__}.images_seen stood still at {before}: count the batch in training_step; "
                 "the module's own on_train_batch_end runs too late for what is counted here"
             )
-        self._at_border, self._step = trainer.global_step != self._step, trainer.global_step
         if self.keep_every_num_images is not None and crossed(before, self._seen, self.keep_every_num_images):
             self.kept.append(self._seen)
             self._due = True

