@@ -9,6 +9,10 @@ a job back into the queue); 130 Ctrl-C; 74 no checkpoint could be written (EX_IO
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import multiprocessing.util  # so that its exit handler is there before ours, and comes after it
+import os
 import signal
 import sys
 import threading
@@ -18,6 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 INTERRUPTED, PREEMPTED, UNSAVED = 128 + signal.SIGINT, 75, 74
 
 _asked: list[int] = []  # the signals that came
+_prepared = False
 _former: dict[int, Any] = {}  # what answered them before
 _keys: Any = None  # what answered Ctrl-C before
 
@@ -49,7 +54,12 @@ class Unsaved(Stopped):
 
 def listen() -> None:
     """From now on. Only a process's main thread can; elsewhere nothing changes."""
+    global _prepared
     if threading.current_thread() is threading.main_thread():
+        if not _prepared:
+            os.register_at_fork(after_in_child=_in_a_worker)
+            atexit.register(_end_workers)  # before multiprocessing's own, which asks by SIGTERM and waits
+            _prepared = True
         for number in SIGNALS:
             former = signal.signal(number, _note)
             if former is not _note:
@@ -92,6 +102,18 @@ def leave_keys_alone() -> None:
 
 def leave(code: int) -> Stopped:
     return Interrupted() if code == INTERRUPTED else Preempted()
+
+
+def _in_a_worker() -> None:
+    """A queue signals every process of a job, Ctrl-C all of a terminal: workers that load data outlive both, so that
+    the step can be finished. SIGTERM and its like they have inherited as flags that nobody reads."""
+    if _former:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _note(number: int, frame: Any) -> None:

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from ldm.training.ema import EMA
 from ldm.training.folders import verify, whole_folders
 from ldm.training.logging import CSVLogger, quiet_lightning
 from ldm.training.saving import Checkpoints, interruptible
+from ldm.training.watching import ranks_watched
 from tests.training.tiny import TinyModule, batch_at
 
 GLOBAL_BATCH = 4
@@ -136,7 +138,7 @@ def train(
     )
     checkpoints = run / "checkpoints"
     path = str(checkpoints) if list_checkpoints(checkpoints) else None
-    with interruptible():
+    with interruptible(), ranks_watched(trainer):
         trainer.fit(Remembering(pause=pause), datamodule=Shared(), ckpt_path=path, weights_only=True)
 
 
@@ -256,3 +258,7 @@ def are_listening(folder: Path, world_size: int) -> bool:
 
 def last(folder: Path) -> dict[str, Any]:
     return read_checkpoint(folder / "checkpoints" / "last")
+
+
+if __name__ == "__main__":  # two processes, the second started by Lightning, until somebody ends them
+    train(sys.argv[1], 10**7, 2, 8, 0.01, None)

@@ -97,7 +97,8 @@ def test_several_in_a_row_end_the_training_with_good_weights(tmp_path: Path) -> 
 
     again = BadSteps(stop_after=3)  # counts go on where they stood
     with pytest.raises(TooManyBadSteps):
-        fit(tmp_path, [EMA(decay=0.9), again], module=Spoilt(nan=(24,)), resume=newest)
+        steps = [EMA(decay=0.9), again, Checkpoints(every_num_images=1000)]
+        fit(tmp_path, steps, module=Spoilt(nan=(24,)), resume=newest)
     assert again.count == 4
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -60,6 +62,22 @@ def test_killed_and_resumed_on_another_number_of_processes(whole: Path, tmp_path
     assert last(tmp_path)["history"] == last(whole)["history"]
     for key in ("state_dict", "ema"):
         torch.testing.assert_close(last(tmp_path)[key], last(whole)[key], rtol=0, atol=1e-5)
+
+
+def test_a_rank_that_dies_ends_the_job_and_is_named(tmp_path: Path) -> None:
+    """The second of two processes that Lightning started is killed: the first would wait for it."""
+    command = [sys.executable, "-m", "tests.training.reliable", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while newest(tmp_path) < 8 and time.monotonic() < until:
+        time.sleep(0.05)
+    child = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()[0]
+    os.kill(int(child), signal.SIGKILL)
+    _, told = job.communicate(timeout=60)
+    assert job.returncode not in (0, stopping.PREEMPTED)
+    assert f"rank 1 (process {child}) died by signal 9" in told
+    assert newest_checkpoint(tmp_path / "checkpoints") is not None
 
 
 @pytest.mark.parametrize("target", ["first", "second", "both"])
