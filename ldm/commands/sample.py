@@ -55,7 +55,7 @@ def sample(
     grid with a row per prompt. Under torchrun or srun the processes share the pictures.
 
     Args:
-        run: Run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint file.
+        run: Run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one of its checkpoints.
         mode: text, image (mode.image, mode.strength), inpaint (mode.image, mode.mask), variations (mode.seed,
             mode.amount) or interpolate (mode.num_frames).
         prompts: What to draw: texts, or mappings with ``prompt``, ``negative``, ``seed``, ``guidance``.
