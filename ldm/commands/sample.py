@@ -12,7 +12,7 @@ from ldm.commands.again import again
 from ldm.commands.film import Film, write_film
 from ldm.commands.guide import check_guidance, with_guide
 from ldm.commands.inputs import input_size, read_inputs, unit_of
-from ldm.commands.load import device_for, load_run
+from ldm.commands.load import load_run
 from ldm.commands.pictures import Work, generation_of
 from ldm.commands.prompts import read_prompts
 from ldm.commands.sheet import digest, file_name, write_sheet
@@ -22,6 +22,7 @@ from ldm.sampling.grids import Grid
 from ldm.sampling.modes import Mode
 from ldm.sampling.recipe import write_png
 from ldm.sampling.request import Request
+from ldm.training.ranks import launched
 
 
 def sample(
@@ -35,6 +36,8 @@ def sample(
     num_images: int | None,
     num_steps: int | None,
     image_size: int | list[int] | None,
+    original_size: list[int] | None,
+    crop: list[int],
     batch_size: int,
     sampler: Sampler | FromRun,
     grid: Grid | FromRun,
@@ -49,10 +52,10 @@ def sample(
     """Make pictures of prompts with a trained run, edit a picture, or make one again from its own file.
 
     Every prompt is drawn from every seed. Written are single PNGs, each with its recipe inside, and one labelled
-    grid with a row per prompt.
+    grid with a row per prompt. Under torchrun or srun the processes share the pictures.
 
     Args:
-        run: Run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint file.
+        run: Run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one of its checkpoints.
         mode: text, image (mode.image, mode.strength), inpaint (mode.image, mode.mask), variations (mode.seed,
             mode.amount) or interpolate (mode.num_frames).
         prompts: What to draw: texts, or mappings with ``prompt``, ``negative``, ``seed``, ``guidance``.
@@ -63,11 +66,14 @@ def sample(
         num_steps: Sampling steps; null means the run's own number.
         image_size: Pixels, one number or [height, width]; null means the size the run was trained at, or that of
             the picture to edit.
+        original_size: [height, width] that a network with size conditioning is told the picture had before it was
+            resized; null means the size it is made in.
+        crop: [top, left] that such a network is told was cut off the picture, in pixels.
         batch_size: Pictures made at once. Other values may change the last bits of a picture.
         sampler: How to walk from noise to picture.
         grid: Where to stop on the way.
         guidance: How much the prompt counts.
-        weights: "ema" or "online".
+        weights: "ema", "online", or the name of an average that ``ldm ema`` made.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         out: Where the PNGs go; null means ``<run folder>/pictures``.
         trace: Also show how the picture came about, as a film strip and an animated picture; for one picture.
@@ -90,6 +96,7 @@ def sample(
         raise ValueError("no run is named: give run=<run folder or name>, or from_image=<png>")
     chosen_seeds = choose_seeds(seeds, num_images)
     requests = mode.requests(read_prompts(prompts, prompts_file, negative=negative), chosen_seeds)
+    requests = [told_sizes(request, original_size, crop) for request in requests]
     if trace and len(requests) > 1:
         raise ValueError(
             f"trace=true shows how one picture came about, and {len(requests)} are asked for: "
@@ -100,29 +107,32 @@ def sample(
     inputs = read_inputs(mode.files())
 
     loaded = load_run(run, weights=weights, runs=runs)
-    place = device_for(device)
-    generation = with_parts(
-        generation_of(loaded, place), sampler=sampler, grid=grid, guidance=guidance, num_steps=num_steps
-    )
-    check_guidance(generation, loaded.module, requests)
-    if image_size is None:
-        image_size = input_size(inputs, unit_of(loaded.module))
-    latent_size = choose_latent_size(image_size, loaded.module)
-    diffusion, times = generation.path(latent_size)  # refuses grids that cannot be, too
-    generation, guide = with_guide(generation, device=place, runs=runs)
-    work = Work(
-        loaded=loaded,
-        generation=generation,
-        mode=mode,
-        inputs=inputs,
-        guide=guide,
-        latent_size=latent_size,
-        batch_size=batch_size,
-        device=place,
-    )
-    requests = with_all_scales(requests, generation.guidance)
-    film = Film() if trace else None
-    pictures = work.make(requests, console=console, on_step=film)
+    with launched(device) as (ranks, place):
+        console = Console(quiet=not ranks.is_main)
+        generation = with_parts(
+            generation_of(loaded, place), sampler=sampler, grid=grid, guidance=guidance, num_steps=num_steps
+        )
+        check_guidance(generation, loaded.module, requests)
+        if image_size is None:
+            image_size = input_size(inputs, unit_of(loaded.module))
+        latent_size = choose_latent_size(image_size, loaded.module)
+        diffusion, times = generation.path(latent_size)  # refuses grids that cannot be, too
+        generation, guide = with_guide(generation, device=place, runs=runs)
+        work = Work(
+            loaded=loaded,
+            generation=generation,
+            mode=mode,
+            inputs=inputs,
+            guide=guide,
+            latent_size=latent_size,
+            batch_size=batch_size,
+            device=place,
+        )
+        requests = with_all_scales(requests, generation.guidance)
+        film = Film() if trace else None
+        pictures = work.make(requests, console=console, on_step=film, ranks=ranks)
+    if not ranks.is_main:
+        return
 
     folder = Path(out) if out else loaded.folder.path / "pictures"
     files = []
@@ -161,6 +171,16 @@ def choose_seeds(seeds: list[int] | None, num_images: int | None) -> list[int]:
             f"num_images={num_images} but {len(seeds)} seeds are given: leave one of the two out"
         )
     return list(seeds)
+
+
+def told_sizes(request: Request, original_size: list[int] | None, crop: list[int]) -> Request:
+    """The request with what size conditioning is told; ValueError for what are no sizes."""
+    if original_size is not None and (len(original_size) != 2 or min(original_size) < 1):
+        raise ValueError(f"original_size={original_size} must be [height, width] in pixels")
+    if len(crop) != 2 or min(crop) < 0:
+        raise ValueError(f"crop={crop} must be [top, left] in pixels")
+    original = None if original_size is None else (original_size[0], original_size[1])
+    return replace(request, original_size=original, crop=(crop[0], crop[1]))
 
 
 def choose_latent_size(image_size: int | list[int] | None, module: Any) -> tuple[int, int]:

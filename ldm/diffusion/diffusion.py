@@ -124,7 +124,7 @@ class Diffusion:
                 return self.predict(network, x_t, t, cond)
             schedule, x_t = self._schedule_for(x_t), at_least_float32(x_t)
             at = _at_time(schedule, self.parameterization, t)  # type: ignore[arg-type]
-            time = torch.full((len(x_t),), at.network_time, dtype=torch.float32, device=x_t.device)
+            time = torch.full((x_t.shape[0],), at.network_time, dtype=torch.float32, device=x_t.device)
             output = at_least_float32(network(_weighted(x_t, at.scale), time, cond))
             return Prediction(x0=_weighted(x_t, *at.x0, output), eps=_weighted(x_t, *at.eps, output))
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ldm.interfaces import NoiseSchedule
 
+_ENOUGH = (torch.float32, torch.float64)
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x in float32, or unchanged when it is float64: bfloat16 has 8 bits, too few for a time."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype in _ENOUGH else x.float()
 
 
 class Schedule(ABC):

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.training import muon
 from ldm.training.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 20), (3, 20, 12), (2, 16, 16)])
-def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values(shape):
+@pytest.mark.parametrize("units", [False, True])
+def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values(monkeypatch, shape, units):
+    monkeypatch.setattr(muon, "has_bfloat16_units", lambda device: units)
     torch.manual_seed(0)
     matrices = torch.randn(shape)
     result = orthogonalise(matrices, 8).float()
@@ -18,7 +21,8 @@ def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values(shape):
     assert overlap.min() > 0.8
 
 
-def test_equals_torch_muon():
+def test_equals_torch_muon(monkeypatch):
+    monkeypatch.setattr(muon, "has_bfloat16_units", lambda device: True)  # torch's is in bfloat16 everywhere
     torch.manual_seed(0)
     ours = nn.ModuleList(
         [nn.Linear(24, 16, bias=False), nn.Linear(24, 16, bias=False), nn.Linear(16, 40, bias=False)]
