@@ -137,10 +137,8 @@ class ShardDataset(Dataset[Item]):
         size = self.assignment.sizes[self.assignment.bucket[index]]
         bad: list[Skipped] = []
         for i in self._candidates(index):
-            key = self.index.key(i)
-            picture = self.index.read(i, "picture")
+            key, (picture, txt, meta) = self.index.members(i)
             assert picture is not None  # else it would not be in the index
-            txt, meta = self.index.read(i, "txt"), self.index.read(i, "json")
             try:
                 preparation = self.preparation_of(i)
                 return preparation.item(picture, txt=txt, meta=meta, key=key, visit=visit, size=size), bad

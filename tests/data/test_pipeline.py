@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +307,28 @@ def test_a_stream_yields_the_same_kind_of_batch_without_end(shards: str, num_wor
 
 
 def test_streams_refuse_addresses_that_run_programs_and_missing_shards(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="runs a program"):
-        streaming("pipe:cat a.tar", Preparation(image_size=8), batch_size=2)
+    prepared, ran = Preparation(image_size=8), tmp_path / "ran"
+    for address in (f"pipe:touch {ran}", "gs://bucket/a.tar", [f"s3://bucket/$(touch {ran})/a.tar"]):
+        with pytest.raises(ValueError, match=r"runs a program is refused.*data\.allow_commands=true"):
+            streaming(address, prepared, batch_size=2)
     with pytest.raises(FileNotFoundError, match="no shard"):
-        streaming(str(tmp_path / "a.tar"), Preparation(image_size=8), batch_size=2)
+        streaming(str(tmp_path / "a.tar"), prepared, batch_size=2)
+    assert not ran.exists()
+
+
+def test_a_program_runs_where_that_is_allowed(shards: str) -> None:
+    prepared = Preparation(image_size=8)
+    address = f"pipe:cat {shards}/00000.tar"
+    batch = next(iter(streaming(address, prepared, batch_size=2, shuffle_buffer=2, allow_commands=True)))
+    assert all(caption.startswith("sample ") for caption in batch.captions)
+
+
+def test_shards_are_read_over_http(shards: str) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=shards)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{{00000..00001}}.tar"
+        stream = iter(streaming(address, Preparation(image_size=8), batch_size=4, shuffle_buffer=4))
+        keys = {key.split("/")[0] for _ in range(8) for key in next(stream).keys}
+        server.shutdown()
+    assert keys == {"00000", "00001"}
