@@ -23,7 +23,7 @@ from ldm.nn.unet import UNet
 from ldm.sampling.grids import Uniform
 from ldm.sampling.guidance import Unguided
 from ldm.sampling.samplers import Euler
-from ldm.training.checkpoint import load_weights
+from ldm.training.checkpoint import load_weights, read_checkpoint
 from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.ema import EMA
 from ldm.training.optim import AdamW, ConstantRate
@@ -100,7 +100,7 @@ def test_the_uncertainty_is_trained_averaged_saved_and_loaded(tmp_path: Path) ->
     )
     weights = it.diffusion.uncertainty.weight
     assert (weights != 0).all(), "nothing was learned"
-    checkpoint = torch.load(folder.checkpoints / "last.ckpt", weights_only=True)
+    checkpoint = read_checkpoint(folder.checkpoints / "last")
     assert torch.equal(checkpoint["state_dict"]["uncertainty.weight"], weights)
     averaged = checkpoint["ema"]["uncertainty"]["weight"]
     assert not torch.equal(averaged, weights)
