@@ -24,6 +24,7 @@ from ldm.interop.formats import AUTOENCODER
 from ldm.interop.native import FILE, write_parts
 from ldm.interop.schedulers import differences, scheduler_config
 from ldm.interop.source import Source, read_source
+from ldm.training.folders import folder_name, point, write_checkpoint
 from ldm.training.run import RunFolder, start_run
 
 
@@ -161,8 +162,8 @@ def write_run(
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     checkpoints = RunFolder(folder).checkpoints
-    checkpoints.mkdir()
-    torch.save(checkpoint, checkpoints / "last.ckpt")
+    write_checkpoint(checkpoint, checkpoints / folder_name(0), about={"images_seen": 0})
+    point(checkpoints / "last", folder_name(0))
     config.codec.path = str(place / AUTOENCODER)
     for name, resolve in (("config.yaml", False), ("resolved.yaml", True)):
         (folder / name).write_text(OmegaConf.to_yaml(config, resolve=resolve), encoding="utf-8")

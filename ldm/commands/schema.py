@@ -41,7 +41,14 @@ ALLOWED = (
     "lightning.pytorch.plugins.",
     "lightning.pytorch.profilers.",
     "lightning.pytorch.strategies.",
+    "bitsandbytes.optim.",
 )
+HOMES = {
+    "torch": "torch.optim.",
+    "bitsandbytes": "bitsandbytes.optim.",
+}  # where a target must really be defined
+EXTRAS = {"bitsandbytes": "optimizers"}  # package -> the extra of ldm that installs it
+_TOP_LEVEL = {name.split(".")[0] for name in ALLOWED}
 COMMANDS = "ldm.commands."  # verbs: allowed as the root of a command's config only
 HELPERS = {
     "paths": "ldm.commands.settings.Paths"
@@ -122,6 +129,11 @@ class _Checker:
         if not target.startswith(self.allowed) or (target.startswith(COMMANDS) and not is_root):
             names = ", ".join(f"{name}*" if name.endswith(".") else name for name in self.allowed)
             raise ConfigError(f"{dotted(here)}: '{target}' is refused; a config may only build {names}", here)
+        package = target.split(".")[0]
+        if package in EXTRAS and signatures.load(package) is None:
+            raise ConfigError(
+                f"{dotted(here)}: {package} is not installed: pip install 'ldm[{EXTRAS[package]}]'", here
+            )
         found = signatures.find(target)
         signature = signatures.signature(target) if found else None
         if found is None or signature is None:
@@ -129,9 +141,10 @@ class _Checker:
             raise ConfigError(f"{dotted(here)}: '{target}' is no class or function; {hint}", here)
         # A name that a module merely imported (``ldm.text.learned.torch.load``) is not the module's own, and of other
         # packages only classes are wanted.
-        package = target.split(".")[0]
-        home = "torch.optim." if package == "torch" else f"{package}."
-        foreign_function = package in ("torch", "lightning") and not isinstance(found.node, ast.ClassDef)
+        home = HOMES.get(package, f"{package}.")
+        foreign_function = (
+            package != "ldm" and package in _TOP_LEVEL and not isinstance(found.node, ast.ClassDef)
+        )
         if not found.dotted.startswith(home) or foreign_function:
             raise ConfigError(f"{dotted(here)}: '{target}' is refused; it leads to {found.dotted}", here)
         return signature

@@ -20,5 +20,6 @@ class DataCounts(EveryNumImages):
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
         counts = getattr(trainer.datamodule, "counts", dict)()  # type: ignore[attr-defined]
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step Lightning logs metrics under
         for logger in trainer.loggers:
-            logger.log_metrics(counts, step=trainer.global_step)
+            logger.log_metrics(counts, step=step)

@@ -1,77 +1,78 @@
-"""Exponential moving averages of the trained weights: what is validated, sampled and evaluated.
+"""Moving averages of the trained weights: what is validated, sampled and evaluated.
 
-The averaging itself is ``torch.optim.swa_utils`` (Polyak & Juditsky 1992, "Acceleration of stochastic approximation
-by averaging"); here stands when it happens, where it is kept, and who gets to see which weights.
+An average smooths over the last part of training (Polyak & Juditsky 1992, "Acceleration of stochastic approximation
+by averaging"). Here stands when it happens and who gets to see which weights; the numbers are in ``averages.py``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ldm.training.averages import Average, State
+from ldm.training.bad_steps import is_skipped
 
 log = logging.getLogger(__name__)
 
 
-class EMA(Callback):
-    """Average ``module.parts()`` after each optimizer step; validation runs on the average.
+class WeightAverage(Callback, ABC):
+    """Average ``module.parts()`` after each optimizer step; validation runs on one of the averages.
 
     List it first among the callbacks, so that those behind it see the average of the step that has just been made.
 
     Args:
-        decay: weight of the old average per optimizer step, in [0, 1). 0.999 remembers about 1,000 steps.
-        warmup: let the average's memory grow with the run, min(decay, (1 + n) / (10 + n)) after n steps, so that
-            early pictures do not show the random start.
+        names: Of the averages kept, one for each of ``shares``.
+        shown: Which of them is validated, sampled and evaluated.
+        label: What pictures of it are labelled with.
+        on_cpu: Keep them in the host's memory; see ``Average``.
     """
 
-    def __init__(self, *, decay: float = 0.999, warmup: bool = True) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA decay={decay} must lie in [0, 1), e.g. 0.999")
-        self.decay = decay
-        self.warmup = warmup
+    def __init__(self, *, names: Sequence[str], shown: int, label: str, on_cpu: bool) -> None:
+        self.names = list(names)
+        self.shown = shown
+        self.label = label
+        self.on_cpu = on_cpu
         self.num_updates = 0
-        self._average: AveragedModel | None = None
+        self.averages: list[Average] = []
+        self._loaded: dict[str, State] = {}
         self._step_seen = (
-            0  # Lightning's step counter at the last update: tells a real step from an accumulated one
+            0  # Lightning's counter at the last update: tells a real step from an accumulated one
         )
         self._swapped = False
 
-    def decay_at(self, num_updates: int) -> float:
-        """The decay after ``num_updates`` steps."""
-        return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
+    @abstractmethod
+    def shares(self, num_updates: int) -> Sequence[float]:
+        """How far each average moves towards the weights of the next step, after ``num_updates`` of them."""
 
     @contextmanager
     def weights_in(self, module: LightningModule) -> Iterator[str]:
         """Put the averaged weights into the module for a while; yields their name, for labels: "EMA weights"."""
-        if self._swapped or self._average is None:
-            yield "EMA weights" if self._swapped else "online weights"
+        if self._swapped or not self.averages:
+            yield self.label if self._swapped else "online weights"
             return
-        self._swap(module)
+        self._swap()
         try:
-            yield "EMA weights"
+            yield self.label
         finally:
-            self._swap(module)
+            self._swap()
 
     # ------------------------------------------------------------------------------------------ Lightning hooks
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._average = AveragedModel(_parts(pl_module), multi_avg_fn=self._update)
-            self._average.requires_grad_(False)
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._average is not None
-        # The average lives where the weights live; its step counter stays on the CPU, where reading it costs nothing.
-        self._average.module.to(pl_module.device)
-        rank_zero_info(
-            f"EMA: validation and sample grids use averaged weights (decay {self.decay:g} per step)"
-        )
+        # Not before: now the weights are where they stay, spread over processes if they are to be.
+        parts = pl_module.parts()  # type: ignore[operator]
+        self.averages = [Average(parts, on_cpu=self.on_cpu) for _ in self.names]
+        for name, average in zip(self.names, self.averages, strict=True):
+            if name in self._loaded:
+                average.load(self._loaded[name])
+        self._loaded = {}
+        rank_zero_info(f"EMA: validation and sample grids use averaged weights ({self.names[self.shown]})")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step_seen = trainer.global_step
@@ -79,24 +80,26 @@ class EMA(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert self._average is not None
         if trainer.global_step == self._step_seen:  # gradients were only accumulated
             return
         self._step_seen = trainer.global_step
-        self._average.update_parameters(_parts(pl_module))
+        if is_skipped(trainer):
+            return
+        for average, share in zip(self.averages, self.shares(self.num_updates), strict=True):
+            average.move(share)
         self.num_updates += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._average is not None:
-            self._swap(pl_module)
+        if self.averages:
+            self._swap()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._swapped:
-            self._swap(pl_module)
+            self._swap()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._swapped:
-            self._swap(pl_module)
+            self._swap()
 
     # ------------------------------------------------------------------------------------------------ persistence
 
@@ -105,8 +108,6 @@ class EMA(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.num_updates = state_dict["num_updates"]
-        if self._average is not None:
-            self._average.n_averaged.fill_(self.num_updates)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -115,54 +116,64 @@ class EMA(Callback):
             raise RuntimeError(
                 "a checkpoint cannot be saved while the averaged weights stand in for the trained"
             )
-        if self._average is not None:
-            checkpoint["ema"] = {
-                name: part.state_dict() for name, part in self._average.module.named_children()
+        if self.averages:
+            states = [average.state(keep=trainer.is_global_zero) for average in self.averages]
+            checkpoint["ema"] = states[self.shown]
+            others = {
+                name: state
+                for i, (name, state) in enumerate(zip(self.names, states, strict=True))
+                if i != self.shown
             }
+            if others:
+                checkpoint["other_averages"] = others
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._average is None:
-            return
-        if "ema" not in checkpoint:
-            log.warning("the checkpoint has no averaged weights: the average starts from its trained weights")
-        saved = checkpoint.get("ema") or {
-            name: part.state_dict() for name, part in _parts(pl_module).named_children()
-        }
-        for name, part in self._average.module.named_children():
-            part.load_state_dict(saved[name])
+        saved = dict(checkpoint.get("other_averages", {}))
+        if "ema" in checkpoint:
+            saved[self.names[self.shown]] = checkpoint["ema"]
+        for name in self.names:
+            if name not in saved:
+                log.warning(f"the checkpoint has no average {name}: it starts from the trained weights")
+        self._loaded = {name: state for name, state in saved.items() if name in self.names}
 
     # --------------------------------------------------------------------------------------------------- internals
 
-    def _update(self, averages: Any, weights: Any, num_averaged: Tensor | int) -> None:
-        # Our own count, not num_averaged, which torch moves to the weights' device: reading it would halt the GPU.
-        get_ema_multi_avg_fn(self.decay_at(self.num_updates))(averages, weights, num_averaged)
-
-    def _swap(self, module: LightningModule) -> None:
-        """Exchange the storages: no copy, and optimizers keep their parameters."""
-        assert self._average is not None
-        average: nn.Module = self._average.module
-        online = _parts(module)
-        # Lightning brings the module back to the CPU after training: the average follows.
-        average.to(next(online.parameters()).device)
-        for a, b in zip(
-            [*average.parameters(), *average.buffers()],
-            [*online.parameters(), *online.buffers()],
-            strict=True,
-        ):
-            a.data, b.data = b.data, a.data
+    def _swap(self) -> None:
+        self.averages[self.shown].exchange()
         self._swapped = not self._swapped
 
 
-def _parts(module: LightningModule) -> nn.ModuleDict:
-    return nn.ModuleDict(module.parts())  # type: ignore[operator]
+class EMA(WeightAverage):
+    """The classic exponential moving average.
+
+    Args:
+        decay: weight of the old average per optimizer step, in [0, 1). 0.999 remembers about 1,000 steps.
+        warmup: let the average's memory grow with the run, min(decay, (1 + n) / (10 + n)) after n steps, so that
+            early pictures do not show the random start.
+        on_cpu: keep it in the host's memory: a GPU holds one copy of the weights less, and every step copies them.
+    """
+
+    def __init__(self, *, decay: float = 0.999, warmup: bool = True, on_cpu: bool = False) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay={decay} must lie in [0, 1), e.g. 0.999")
+        super().__init__(names=[f"decay {decay:g} per step"], shown=0, label="EMA weights", on_cpu=on_cpu)
+        self.decay = decay
+        self.warmup = warmup
+
+    def decay_at(self, num_updates: int) -> float:
+        """The decay after ``num_updates`` steps."""
+        return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
+
+    def shares(self, num_updates: int) -> Sequence[float]:
+        return [1 - self.decay_at(num_updates) if num_updates else 1.0]
 
 
 def averaged_weights(trainer: Trainer, module: LightningModule) -> AbstractContextManager[str]:
-    """``EMA.weights_in`` of the trainer's EMA callback; without one, a context of the weights as they are."""
+    """``weights_in`` of the trainer's average of the weights; without one, a context of the weights as they are."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EMA):
+        if isinstance(callback, WeightAverage):
             return callback.weights_in(module)
     return _as_they_are()
 

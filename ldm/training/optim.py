@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 
 from ldm.training.muon import Muon
 
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where torch.optim.AdamW has fused=True
+
 
 class OptimizerRecipe(Protocol):
     def __call__(self, parts: Mapping[str, nn.Module]) -> Optimizer: ...
@@ -31,7 +33,7 @@ class LearningRateSchedule(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """AdamW (1711.05101), fused.
+    """AdamW (1711.05101), fused where the device has it.
 
     Args:
         lr: Base learning rate.
@@ -52,14 +54,12 @@ class AdamW:
 
     def __call__(self, parts: Mapping[str, nn.Module]) -> Optimizer:
         matrices, others = split_parameters(parts)
-        embeddings_and_norms = [p for p in others if p.ndim < 4]
-        kernels = [p for p in others if p.ndim >= 4]
         return torch.optim.AdamW(
-            groups(matrices + kernels, self.weight_decay) + groups(embeddings_and_norms, 0.0),
+            groups(matrices, self.weight_decay) + decayed_apart(others, self.weight_decay),
             lr=self.lr,
             betas=(self.beta1, self.beta2),
             eps=self.eps,
-            fused=True,
+            fused=has_fused([*matrices, *others]),
         )
 
 
@@ -100,13 +100,12 @@ class MuonAdamW:
                 Muon(matrices, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum)
             )
         if others:
-            decayed, plain = [p for p in others if p.ndim >= 4], [p for p in others if p.ndim < 4]
             optimizers.append(
                 torch.optim.AdamW(
-                    groups(decayed, self.weight_decay) + groups(plain, 0.0),
+                    decayed_apart(others, self.weight_decay),
                     lr=adamw_lr,
                     betas=(self.beta1, self.beta2),
-                    fused=True,
+                    fused=has_fused(others),
                 )
             )
         return Joined(optimizers)
@@ -167,6 +166,17 @@ def groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str
     return [{"params": parameters, "weight_decay": weight_decay}] if parameters else []
 
 
+def decayed_apart(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Convolution kernels with decay; norms, biases, embeddings and learned tokens without."""
+    kernels, rest = [p for p in parameters if p.ndim >= 4], [p for p in parameters if p.ndim < 4]
+    return groups(kernels, weight_decay) + groups(rest, 0.0)
+
+
+def has_fused(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether torch has one kernel for the whole AdamW step where these parameters live."""
+    return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+
+
 def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
     """Each group's learning rate becomes ``factor`` times the one it was made with."""
     for optimizer in optimizers:
@@ -224,3 +234,29 @@ class WarmupStableDecay:
         left = max(0.0, 1.0 - images_seen / max(1, num_images))
         linear = self.final + (1 - self.final) * min(1.0, left / self.decay)
         return warmup_factor(images_seen, self.warmup_images) * linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseSquareRootRate:
+    """Warm-up, constant for ``reference_images`` pictures, then falling with the root of the images seen.
+
+    EDM2's (2312.02696, appendix B; alpha_ref is the optimizer's lr): it needs no end of training, so it goes with
+    power-function averages, which stand for the decay that it lacks.
+
+    Args:
+        warmup_images: Pictures until the full rate.
+        reference_images: Pictures from which on the rate is sqrt(reference_images / images_seen).
+    """
+
+    warmup_images: int = 0
+    reference_images: int
+
+    def __post_init__(self) -> None:
+        if self.reference_images < 1:
+            raise ValueError(
+                f"reference_images={self.reference_images} must be positive: from there on the rate falls"
+            )
+
+    def __call__(self, images_seen: int, num_images: int) -> float:
+        falling = math.sqrt(self.reference_images / max(images_seen, self.reference_images))
+        return warmup_factor(images_seen, self.warmup_images) * falling

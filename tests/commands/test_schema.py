@@ -137,6 +137,8 @@ def test_foreign_targets_are_refused(target: str) -> None:
         "torch.optim.optimizer.torch.load",
         "torch.optim.swa_utils.get_ema_avg_fn",
         "torch.nn.Linear",
+        "bitsandbytes.nn.Linear8bitLt",
+        "bitsandbytes.optim.optimizer.sync_gpu",
         "ldm.randomness.torch.load",
         "ldm.commands.shapes.shapes",
     ],
@@ -145,6 +147,15 @@ def test_the_real_list_is_short(target: str) -> None:
     config = OmegaConf.create({"callbacks": {"x": {"_target_": target}}})
     with pytest.raises(ConfigError, match=r"callbacks\.x\._target_"):
         check(config, record="ldm.commands.settings.TrainConfig")
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ldm.commands import schema
+
+    monkeypatch.setattr(schema.signatures, "load", lambda name: None)
+    config = OmegaConf.create({"callbacks": {"x": {"_target_": "bitsandbytes.optim.AdamW8bit"}}})
+    with pytest.raises(ConfigError, match=r"is not installed: pip install 'ldm\[optimizers\]'"):
+        check(config.callbacks.x)
 
 
 def test_positional_arguments_and_made_up_mappings_are_refused() -> None:

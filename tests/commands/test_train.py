@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from PIL import Image
 from ldm.codecs.kl import KLCodec
 from ldm.commands.launch import launch
 from ldm.commands.load import load_run
+from ldm.commands.main import main
+from ldm.commands.replay import replay
 from ldm.commands.shapes import shapes
-from ldm.training.checkpoint import foreign_entries
+from ldm.training.checkpoint import foreign_entries, read_checkpoint
+from ldm.training.diffusion_module import DiffusionModule
 
 VAE = [
     "experiment=shapes_vae",
@@ -68,7 +72,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def checkpoint(run: str) -> dict:
-    return torch.load(Path("runs", run, "checkpoints/last.ckpt"), weights_only=True)
+    return read_checkpoint(Path("runs", run, "checkpoints/last"))
 
 
 def test_a_run_folder_holds_what_the_readme_says(here: Path) -> None:
@@ -106,17 +110,45 @@ def test_checkpoints_hold_plain_data_and_no_frozen_codec(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("recipe", "name"), [(VAE, "shapes_vae"), (DIT, "shapes_dit")])
-def test_stop_and_resume_equals_uninterrupted(here: Path, recipe: list[str], name: str) -> None:
+def test_stop_and_resume_equals_uninterrupted(
+    here: Path, recipe: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launch([*recipe, f"run_id=parts-{name}", "trainer.max_steps=3"])  # leaves in the middle, unfinished
     run = here / f"runs/{name}/parts-{name}"
     assert checkpoint(f"{name}/parts-{name}")["images_seen"] == 12
     assert not (run / "finished.json").exists()
-    launch([f"resume={run}", "trainer.max_steps=-1"])
+    if recipe is DIT:  # the queue starts the same command once more
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        launch([*recipe, f"run_id=parts-{name}"])
+    else:
+        launch([f"resume={run}", "trainer.max_steps=-1"])
     whole, parts = checkpoint(f"{name}/whole"), checkpoint(f"{name}/parts-{name}")
     assert parts["images_seen"] == 24 and (run / "finished.json").is_file()
     torch.testing.assert_close(parts["state_dict"], whole["state_dict"], rtol=0, atol=0)
     torch.testing.assert_close(parts["ema"], whole["ema"], rtol=0, atol=0)
     torch.testing.assert_close(parts["optimizer_states"], whole["optimizer_states"], rtol=0, atol=0)
+
+
+def test_a_bad_step_can_be_made_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = DiffusionModule.losses
+
+    def spoilt(self: Any, *args: Any, purpose: str) -> Any:
+        values, levels = losses(self, *args, purpose=purpose)
+        return (values * float("nan") if purpose == "noise" and self.images_seen == 4 else values), levels
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "losses", spoilt)
+        launch([*DIT, "run_id=bad", "name=bad", "num_images=12", "callbacks.samples.every_num_images=100"])
+    saved = checkpoint("bad/last")
+    assert saved["callbacks"]["BadSteps"]["count"] == 1
+    assert all(bool(torch.isfinite(x).all()) for x in saved["state_dict"].values())
+    capsys.readouterr()
+    replay(capsule="runs/bad/bad/capsules/images_000000008", device="cpu", rows=4)
+    told = capsys.readouterr().out
+    assert "loss then: nan" in told and "4 samples: " in told
+    assert "float32: loss" in told and "bfloat16: loss" in told and "network.blocks" in told
 
 
 def test_two_processes_train_like_one(here: Path) -> None:
@@ -168,6 +200,23 @@ def test_what_was_trained_can_be_loaded_and_sampled(here: Path) -> None:
     assert pictures.shape == (1, 3, 64, 64)
     codec = KLCodec(path="runs/shapes_vae/last/autoencoder.safetensors")
     assert codec.contract.num_images == 20
+
+
+def test_an_average_of_another_width_is_made_and_used(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    power = ["callbacks/ema=power", "~callbacks.ema.decay", "callbacks.ema.snapshot_every_num_images=4"]
+    launch([*DIT, *power, "name=power", "run_id=a"])
+    main(["ema", "run=power", "sigma_rel=0.08"])
+    assert "weights=sigma_rel_0.080_000000024" in capsys.readouterr().out
+    loaded = load_run("power", weights="sigma_rel_0.080_000000024")
+    assert loaded.weights.startswith("sigma_rel_0.080_000000024#") and loaded.images_seen == 24
+    again = load_run("power", weights=loaded.weights)
+    shown = load_run("power", weights="ema")
+    for name, x in loaded.module.network.state_dict().items():
+        assert torch.equal(x, again.module.network.state_dict()[name])
+    pairs = zip(loaded.module.network.parameters(), shown.module.network.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(ValueError, match="weights='best' is not known"):
+        load_run("power", weights="best")
 
 
 def test_the_autoencoders_file_normalises_its_latents(here: Path) -> None:

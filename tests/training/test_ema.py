@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm.training.averages import Average
 from ldm.training.callbacks import StopAtImages, ValidateEvery
+from ldm.training.checkpoint import read_checkpoint
 from ldm.training.ema import EMA
 from ldm.training.saving import Checkpoints
 from tests.training.tiny import TinyModule, fit
@@ -36,7 +38,7 @@ class History(StopAtImages):
 def test_average_follows_the_recurrence(tmp_path: Path, warmup: bool) -> None:
     ema, history = EMA(decay=0.7, warmup=warmup), History(num_images=40)
     _, _module = fit(tmp_path, [ema, history, Checkpoints(every_num_images=40, monitor=None)])
-    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    saved = read_checkpoint(tmp_path / "checkpoints/last")
     torch.testing.assert_close(saved["ema"]["network"]["0.weight"], averages_by_hand(history.weights, ema))
     torch.testing.assert_close(saved["state_dict"]["network.0.weight"], history.weights[-1], rtol=0, atol=0)
     assert ema.num_updates == 10
@@ -75,7 +77,7 @@ def test_buffers_follow_and_frozen_parts_are_left_out(tmp_path: Path) -> None:
     _, module = fit(
         tmp_path, [ema, StopAtImages(num_images=12), Checkpoints(every_num_images=4, monitor=None)]
     )
-    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["ema"]
+    saved = read_checkpoint(tmp_path / "checkpoints/last")["ema"]
     assert saved.keys() == {"network"}
     torch.testing.assert_close(saved["network"]["1.running_mean"], module.network[1].running_mean)
 
@@ -94,3 +96,41 @@ def test_warmup_rises_to_the_decay() -> None:
 def test_without_fit_there_is_nothing_to_swap() -> None:
     with EMA().weights_in(TinyModule()) as name:
         assert name == "online weights"
+
+
+def test_names_are_the_plain_ones_when_the_network_is_wrapped() -> None:
+    """As torch.compile wraps it from outside; blocks that are compiled in place keep their names anyway."""
+    network = TinyModule().network
+    average = Average({"network": torch.compile(network, backend="eager")})
+    assert average.state()["network"].keys() == network.state_dict().keys()
+    average.load({"network": {name: x + 1 for name, x in network.state_dict().items()}})
+    torch.testing.assert_close(average.state()["network"]["0.weight"], network[0].weight + 1)
+
+
+def test_weights_of_low_precision_are_averaged_in_float32() -> None:
+    """In bfloat16 a step of 1e-4 of the way would round to nothing."""
+    layer = torch.nn.Linear(2, 2, bias=False).bfloat16()
+    average = Average({"layer": layer}, on_cpu=True)
+    with torch.no_grad():
+        layer.weight += 1
+    before = average.values[0].clone()
+    average.move(1e-4)
+    assert average.values[0].dtype == torch.float32
+    torch.testing.assert_close(average.values[0], before + 1e-4 * (layer.weight.float() - before))
+
+
+def test_exchanging_twice_is_as_before_bit_for_bit() -> None:
+    network = TinyModule().network
+    average = Average({"network": network})
+    with torch.no_grad():
+        network[0].weight.mul_(1.1)
+    online, averaged = network[0].weight.detach().clone(), average.values[0].clone()
+    average.exchange()
+    assert torch.equal(network[0].weight, averaged) and torch.equal(average.values[0], online)
+    average.exchange()
+    assert torch.equal(network[0].weight, online) and torch.equal(average.values[0], averaged)
+
+
+def test_an_average_of_other_parts_is_refused() -> None:
+    with pytest.raises(ValueError, match="own config"):
+        Average({"network": TinyModule().network}).load({"other": {}})

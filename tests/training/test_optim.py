@@ -1,19 +1,24 @@
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from ldm.nn.dit import DiT
 from ldm.training.optim import (
     AdamW,
     ConstantRate,
     CosineRate,
+    InverseSquareRootRate,
     MuonAdamW,
     WarmupStableDecay,
+    has_fused,
     set_learning_rate,
     split_parameters,
 )
+from ldm.training.packaged import Packaged
 
 
 class Parts(nn.Module):
@@ -95,15 +100,25 @@ def test_learning_rate_reaches_every_part():
         (ConstantRate(warmup_images=100), 1.0, 1.0),
         (CosineRate(warmup_images=100, final=0.1), 0.55, 0.1),
         (WarmupStableDecay(warmup_images=100, decay=0.25), 1.0, 0.0),
+        (InverseSquareRootRate(warmup_images=100, reference_images=5_000), 1.0, 0.5**0.5),
     ],
 )
 def test_schedules_warm_up_then_follow_their_shape(schedule, at_middle, at_end):
     values = [schedule(images, 10_000) for images in range(0, 10_001, 50)]
     assert values[0] <= 0.02 and schedule(49, 10_000) == pytest.approx(0.5, abs=0.01)
     assert schedule(5_000, 10_000) == pytest.approx(at_middle)
-    assert schedule(10_000, 10_000) == pytest.approx(at_end) == schedule(20_000, 10_000)
+    assert schedule(10_000, 10_000) == pytest.approx(at_end)
     after_warmup = values[2:]
     assert all(a >= b for a, b in itertools.pairwise(after_warmup))
+
+
+def test_what_has_an_end_stays_there_and_what_has_none_goes_on():
+    for schedule in (ConstantRate(), CosineRate(final=0.1), WarmupStableDecay()):
+        assert schedule(10_000, 10_000) == pytest.approx(schedule(20_000, 10_000))
+    endless = InverseSquareRootRate(reference_images=100)
+    assert endless(40_000, 1) == pytest.approx(endless(10_000, 10**9) / 2)
+    with pytest.raises(ValueError, match="reference_images=0"):
+        InverseSquareRootRate(reference_images=0)
 
 
 def test_a_decay_that_is_no_share_is_refused():
@@ -126,3 +141,52 @@ def test_a_decay_that_is_no_share_is_refused():
 def test_rates_that_cannot_be_are_refused(recipe, wrong):
     with pytest.raises(ValueError, match="an optimizer"):
         recipe(**wrong)
+
+
+def test_a_package_optimizer_gets_the_same_groups():
+    parts = Parts()
+    packaged = Packaged(optimizer=partial(torch.optim.NAdam, lr=1e-3), weight_decay=0.1)({"parts": parts})
+    ours = AdamW(lr=1e-3, weight_decay=0.1)({"parts": parts})
+    assert decayed_by(packaged) == decayed_by(ours)
+
+
+def test_torchs_muon_takes_matrices_and_nothing_else():
+    recipe = Packaged(optimizer=partial(torch.optim.Muon, lr=1e-3), matrices_only=True)
+    assert isinstance(recipe({"layer": nn.Linear(3, 2, bias=False)}), torch.optim.Muon)
+    with pytest.raises(ValueError, match="matrices_only=true, but 6 of"):
+        recipe({"parts": Parts()})
+
+
+def test_eight_bit_adamw_follows_adamw():
+    """Moments in 8 bits move a large matrix nearly as float32 moments do."""
+    optim = pytest.importorskip("bitsandbytes.optim")
+    torch.manual_seed(0)
+    layers = [nn.Linear(128, 64, bias=False) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    first = layers[0].weight.detach().clone()
+    recipes = [Packaged(optimizer=partial(optim.AdamW8bit, lr=1e-2)), AdamW(lr=1e-2)]
+    optimizers = [recipe({"layer": layer}) for recipe, layer in zip(recipes, layers, strict=True)]
+    for _ in range(5):
+        gradient = torch.randn(64, 128)
+        for layer, optimizer in zip(layers, optimizers, strict=True):
+            layer.weight.grad = gradient.clone()
+            optimizer.step()
+    moved = [(layer.weight - first).detach() for layer in layers]
+    assert (moved[0] - moved[1]).norm() < 0.05 * moved[1].norm()
+
+
+def test_one_kernel_for_the_step_where_the_device_has_it():
+    assert has_fused([nn.Parameter(torch.zeros(2))])
+    assert not has_fused([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, device="meta"))])
+
+
+def test_of_real_networks_only_matrices_and_kernels_decay():
+    """By name: a norm, a bias, an embedding or a learned token that decayed would be pulled to zero."""
+    options = {"num_classes": 3, "context_width": 8, "pooled_width": 8}
+    dit = DiT(in_channels=4, patch_size=2, width=16, depth=1, num_heads=2, **options)
+    names = {id(p): (name, p) for name, p in dit.named_parameters()}
+    for key, decay in decayed_by(AdamW(lr=1e-3, weight_decay=0.1)({"network": dit})).items():
+        name, p = names[key]
+        assert (decay > 0) == (name.endswith("weight") and p.ndim == 2 and "label_embedding" not in name), (
+            name
+        )
