@@ -77,7 +77,13 @@ def checked(overrides: Sequence[str]) -> DictConfig:
     rest = [item for item in overrides if not item.startswith("resume=")]
     # config.yaml has its references, so one changed value reaches all that refer to it
     config = compose.load("config", rest, folder=run, **TRAINING)
-    config.resume = str(run)
+    path = Path(where)
+    if path.absolute().parent == (run / "checkpoints").absolute():  # named, so no other may be taken
+        if not path.exists():
+            raise ConfigError(f"resume: there is no checkpoint {where}; resume={run} takes the newest")
+        config.resume = str(path.resolve())
+    else:
+        config.resume = str(run)
     return config
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,13 +13,22 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.guide import check_training
-from ldm.training.checkpoint import newest_checkpoint
+from ldm.commands.needs import refuse_missing
+from ldm.training.checkpoint import is_checkpoint, list_checkpoints
 from ldm.training.devices import check_devices, choose_precision
 from ldm.training.fit import fit
 from ldm.training.initial import begin_with
+from ldm.training.lock import locked
 from ldm.training.logging import quiet_lightning
 from ldm.training.ranks import check_launch, environment
-from ldm.training.run import RunFolder, choose_run_id, exported_run_id, start_run
+from ldm.training.run import (
+    RunFolder,
+    choose_run_id,
+    exported_run_id,
+    is_main_process,
+    is_requeued,
+    start_run,
+)
 
 
 def train(config: DictConfig) -> float | None:
@@ -25,9 +36,14 @@ def train(config: DictConfig) -> float | None:
 
     Raises:
         FileExistsError: The run folder is used and ``resume`` is not given.
+        MissingNeeds: Files of pretrained weights are not on this machine.
         ValueError, OSError: What the parts refuse, before the run folder is claimed.
     """
-    resumed = None if config.resume is None else RunFolder(Path(config.resume))
+    where = config.resume
+    if where is None and is_requeued():
+        own = RunFolder(Path(config.paths.runs, config.name, choose_run_id(config.run_id)))
+        where = own.path if own.config.is_file() else None
+    resumed, checkpoint = (None, None) if where is None else to_go_on_from(Path(where))
     config.run_id = resumed.id if resumed else choose_run_id(config.run_id)
     quiet_lightning()
     sharded = "FullySharded" in str(OmegaConf.select(config, "trainer.strategy._target_"))
@@ -41,6 +57,7 @@ def train(config: DictConfig) -> float | None:
         sharded=sharded,
     )
     check_launch(processes=processes, num_nodes=num_nodes)
+    refuse_missing(config)
     config.trainer.precision = choose_precision(
         config.trainer.precision, accelerator=config.trainer.accelerator, sharded=sharded
     )  # into the run's own config: it goes on in the same precision, wherever
@@ -54,18 +71,38 @@ def train(config: DictConfig) -> float | None:
         if (start := config.get("init_from")) and not resumed:  # a resumed run has weights of its own
             print(begin_with(module, start, runs=config.paths.runs))
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
-        folder = start_run(path, config=config, command=["python", *sys.argv], resume=resumed is not None)
-        trainer = instantiate(
-            config.trainer, callbacks=parts(config.callbacks), logger=parts(config.logger), **environment()
-        )
-        return fit(
-            trainer,
-            module,
-            data,
-            folder,
-            config=cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)),
-            checkpoint=newest_checkpoint(resumed) if resumed else None,
-        )
+        with locked(path) if is_main_process() else nullcontext():
+            command = ["python", *sys.argv]
+            folder = start_run(path, config=config, command=command, resume=resumed is not None)
+            note_text_contract(folder, module)
+            trainer = instantiate(
+                config.trainer,
+                callbacks=parts(config.callbacks),
+                logger=parts(config.logger),
+                **environment(),
+            )
+            return fit(
+                trainer,
+                module,
+                data,
+                folder,
+                config=cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)),
+                checkpoint=checkpoint,
+            )
+
+
+def to_go_on_from(where: Path) -> tuple[RunFolder, Path | None]:
+    """A run and what to load of it: the checkpoint that was named, the folder of all, or None where there are none."""
+    if is_checkpoint(where):
+        return RunFolder(where.parent.parent), where
+    run = RunFolder(where)
+    return run, run.checkpoints if list_checkpoints(run.checkpoints) else None
+
+
+def note_text_contract(folder: RunFolder, module: Any) -> None:
+    """``text_contract.json``: what captions became, for people to read; checkpoints hold it too."""
+    if is_main_process() and (contract := getattr(module, "text_contract", None)):
+        (folder.path / "text_contract.json").write_text(json.dumps(contract, indent=1) + "\n")
 
 
 def built(config: DictConfig) -> Any:

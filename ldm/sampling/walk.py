@@ -74,13 +74,16 @@ def steps_along(schedule: NoiseSchedule, times: Tensor) -> tuple[Step, ...]:
     Raises:
         ValueError: Fewer than two times, or times that do not fall within [0, 1].
     """
+    return _steps_along(schedule, _numbers(times))
+
+
+def _numbers(times: Tensor) -> tuple[float, ...]:
     t = times.detach().to("cpu", torch.float64).tolist() if times.ndim == 1 else []
     if len(t) < 2 or t[0] > 1 or t[-1] < 0 or not all(now > then for now, then in pairwise(t)):
         raise ValueError(f"times must fall within [0, 1], at least two of them, got {times.tolist()}")
-    return _steps_along(schedule, tuple(t))
+    return tuple(t)
 
 
-@lru_cache(maxsize=64)  # the next batch walks along the same times
 def _steps_along(schedule: NoiseSchedule, t: tuple[float, ...]) -> tuple[Step, ...]:
     column = torch.tensor(t, dtype=torch.float64)
     places = zip(t, schedule.alpha(column).tolist(), schedule.sigma(column).tolist(), strict=True)
@@ -131,13 +134,18 @@ class LinearSampler(ABC):
         on_step: StepCallback | None = None,
     ) -> Tensor:
         """x (B, C, H, W) at times[0], times (num_steps + 1,) falling -> x at times[-1]."""
-        steps = steps_along(schedule, times)
-        rows = self.rows(steps)
-        seen: deque[Tensor] = deque(maxlen=max(len(row.x0) for row in rows))  # x0, the newest first
-        for step, row in zip(steps, rows, strict=True):
+        plan = _planned(self, schedule, _numbers(times))  # type: ignore[arg-type]
+        seen: deque[Tensor] = deque(maxlen=max(len(row.x0) for _, row in plan))  # x0, the newest first
+        for step, row in plan:
             now = denoise(x, step.t)
             if on_step is not None:
                 on_step(step.number, x, now)
             seen.appendleft(now.x0)
             x = combine(row, x, seen, noise, step.number)
         return x
+
+
+@lru_cache(maxsize=64)  # the next batch walks the same way; samplers and schedules are frozen dataclasses
+def _planned(sampler: LinearSampler, schedule: NoiseSchedule, t: tuple[float, ...]) -> list[tuple[Step, Row]]:
+    steps = _steps_along(schedule, t)
+    return list(zip(steps, sampler.rows(steps), strict=True))

@@ -7,6 +7,7 @@ counted the current batch when the ``on_train_batch_end`` of callbacks runs. The
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from ldm.training.flops import StepCounter, peak_memory, peak_rate
 from ldm.training.plots import draw_metrics
 from ldm.training.sharded import full
+
+log = logging.getLogger(__name__)
 
 
 def crossed(before: int, now: int, every: int) -> bool:
@@ -73,7 +76,10 @@ class EveryNumImages(Callback, ABC):
     def _act(self, trainer: Trainer, module: LightningModule) -> None:
         self._acted = self._seen
         with untimed(trainer):
-            self.act(trainer, module)
+            try:
+                self.act(trainer, module)
+            except OSError as error:  # a full disk: pictures are no reason to stop
+                log.warning("%s could not be written: %s", type(self).__name__, error)
 
 
 class StopAtImages(Callback):
@@ -126,13 +132,20 @@ class ClipGradients(Callback):
                 f"ClipGradients: max_norm={max_norm} must be positive; leave the callback out for none"
             )
         self.max_norm = max_norm
+        self.norm: torch.Tensor | None = None  # of the step that is being made, before it is scaled
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        found = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         # Under FSDP the norm is over all processes' shares, which torch puts together when asked for the whole.
-        norm = full(nn.utils.clip_grad_norm_(weights, self.max_norm))
+        self.norm = norm = full(found)
+        if norm is found:
+            found = torch.nan_to_num(
+                norm, posinf=0.0
+            )  # what cannot be scaled stays as it is, to be looked at
+        nn.utils.clip_grads_with_norm_(weights, self.max_norm, found)
         if is_logged(trainer):
             pl_module.log("train/grad_norm", norm)
 
@@ -244,7 +257,10 @@ class LossPlots(Callback):
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and (folder / "metrics.csv").is_file():
             with untimed(trainer):
-                draw_metrics(folder / "metrics.csv", folder / "plots")
+                try:
+                    draw_metrics(folder / "metrics.csv", folder / "plots")
+                except OSError as error:
+                    log.warning("plots could not be written: %s", error)
 
 
 @contextmanager

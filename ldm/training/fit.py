@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.progress import track
 
-from ldm.data.pipeline import BatchLoader
+from ldm.data.loading import BatchLoader
 from ldm.interfaces import Batch
 from ldm.training.accumulation import InPieces
 from ldm.training.autoencoder_module import AutoencoderModule
@@ -17,6 +17,7 @@ from ldm.training.datamodule import ImageDataModule
 from ldm.training.ema import averaged_weights
 from ldm.training.run import RunFolder, finish_run
 from ldm.training.saving import interruptible
+from ldm.training.watching import ranks_watched
 
 MEASURED = 50_000  # pictures over which an autoencoder's latent statistics are measured, at most
 
@@ -34,11 +35,11 @@ def fit(
 
     Args:
         config: The resolved config, for the loggers.
-        checkpoint: To go on from; None begins anew.
+        checkpoint: To go on from, or the folder of all, of which the newest whole one is taken; None begins anew.
     """
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
-    with interruptible():
+    with interruptible(), ranks_watched(trainer):
         path = None if checkpoint is None else str(checkpoint)
         pieces = trainer.accumulate_grad_batches
         fed = data if pieces == 1 else InPieces(data, num=pieces)

@@ -140,6 +140,11 @@ class FullySharded(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(spread_state(optimizer, state))
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        super(ParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return super(ParallelStrategy, self).load_checkpoint(checkpoint_path, weights_only=weights_only)
 

@@ -120,4 +120,24 @@ class TrainingModule(L.LightningModule, ABC):
         checkpoint["images_seen"] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        refuse_other_shapes(self, checkpoint["state_dict"])
         self.images_seen = checkpoint["images_seen"]
+
+
+def refuse_other_shapes(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        ValueError: Weights of a checkpoint have other shapes than the module's; up to five are named.
+    """
+    own = module.state_dict()
+    wrong = [
+        f"{name} is {tuple(x.shape)} there and {tuple(own[name].shape)} here"
+        for name, x in state.items()
+        if name in own and own[name].shape != x.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(
+            f"the checkpoint is of a network of another size: {'; '.join(wrong[:5])}{more}; resume with the config "
+            f"that it was trained with"
+        )

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from ldm.codecs.kl import KLCodec
 from ldm.commands.launch import launch
 from ldm.commands.load import load_run
 from ldm.commands.main import main
+from ldm.commands.replay import replay
 from ldm.commands.shapes import shapes
-from ldm.training.checkpoint import foreign_entries
+from ldm.training.checkpoint import foreign_entries, read_checkpoint
+from ldm.training.diffusion_module import DiffusionModule
 
 VAE = [
     "experiment=shapes_vae",
@@ -70,7 +73,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def checkpoint(run: str) -> dict:
-    return torch.load(Path("runs", run, "checkpoints/last.ckpt"), weights_only=True)
+    return read_checkpoint(Path("runs", run, "checkpoints/last"))
 
 
 def test_a_run_folder_holds_what_the_readme_says(here: Path) -> None:
@@ -108,17 +111,45 @@ def test_checkpoints_hold_plain_data_and_no_frozen_codec(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("recipe", "name"), [(VAE, "shapes_vae"), (DIT, "shapes_dit")])
-def test_stop_and_resume_equals_uninterrupted(here: Path, recipe: list[str], name: str) -> None:
+def test_stop_and_resume_equals_uninterrupted(
+    here: Path, recipe: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launch([*recipe, f"run_id=parts-{name}", "trainer.max_steps=3"])  # leaves in the middle, unfinished
     run = here / f"runs/{name}/parts-{name}"
     assert checkpoint(f"{name}/parts-{name}")["images_seen"] == 12
     assert not (run / "finished.json").exists()
-    launch([f"resume={run}", "trainer.max_steps=-1"])
+    if recipe is DIT:  # the queue starts the same command once more
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        launch([*recipe, f"run_id=parts-{name}"])
+    else:
+        launch([f"resume={run}", "trainer.max_steps=-1"])
     whole, parts = checkpoint(f"{name}/whole"), checkpoint(f"{name}/parts-{name}")
     assert parts["images_seen"] == 24 and (run / "finished.json").is_file()
     torch.testing.assert_close(parts["state_dict"], whole["state_dict"], rtol=0, atol=0)
     torch.testing.assert_close(parts["ema"], whole["ema"], rtol=0, atol=0)
     torch.testing.assert_close(parts["optimizer_states"], whole["optimizer_states"], rtol=0, atol=0)
+
+
+def test_a_bad_step_can_be_made_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = DiffusionModule.losses
+
+    def spoilt(self: Any, *args: Any, purpose: str) -> Any:
+        values, levels = losses(self, *args, purpose=purpose)
+        return (values * float("nan") if purpose == "noise" and self.images_seen == 4 else values), levels
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "losses", spoilt)
+        launch([*DIT, "run_id=bad", "name=bad", "num_images=12", "callbacks.samples.every_num_images=100"])
+    saved = checkpoint("bad/last")
+    assert saved["callbacks"]["BadSteps"]["count"] == 1
+    assert all(bool(torch.isfinite(x).all()) for x in saved["state_dict"].values())
+    capsys.readouterr()
+    replay(capsule="runs/bad/bad/capsules/images_000000008", device="cpu", rows=4)
+    told = capsys.readouterr().out
+    assert "loss then: nan" in told and "4 samples: " in told
+    assert "float32: loss" in told and "bfloat16: loss" in told and "network.blocks" in told
 
 
 EXACT = [*DIT, "trainer.precision=32-true", "lr_schedule.warmup_images=4", "name=processes"]

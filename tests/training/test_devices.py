@@ -73,7 +73,7 @@ def test_what_is_named_is_taken(units, caplog):
 
 def test_a_precision_the_gpu_lacks_is_refused(units, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(ValueError, match=r"Tesla T4 has no bfloat16: use trainer.precision=32-true"):
+    with pytest.raises(ValueError, match=r"Tesla T4 has no bfloat16: use trainer\.precision=32-true"):
         choose_precision("bf16-mixed", accelerator="cuda")
 
 
