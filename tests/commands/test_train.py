@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -217,6 +218,15 @@ def test_two_processes_train_like_one(here: Path, one: Path, trainer: str) -> No
         ]
     )
     same_as_one(trainer)
+
+
+@pytest.mark.slow
+def test_profiling_leaves_a_table_and_a_trace(here: Path) -> None:
+    launch([*VAE, "debug=profile", "num_images=16", "run_id=profiled"])
+    run = here / "runs/debug/profiled"
+    assert "aten::convolution" in (run / "fit-profile.txt").read_text()
+    traces = [json.loads(path.read_text())["traceEvents"] for path in run.glob("*.pt.trace.json")]
+    assert traces and any(event.get("name") == "aten::convolution" for event in traces[0])
 
 
 def test_a_used_run_folder_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
