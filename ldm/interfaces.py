@@ -13,9 +13,9 @@ Time runs from t = 0 (data) to t = 1 (noise), for every schedule::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -40,6 +40,20 @@ class Conditioning:
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
         return self._each(lambda x: x[rows])
+
+    def where(self, kept: Tensor, other: Conditioning) -> Conditioning:
+        """These rows, and those of ``other``, B or one for all, where ``kept`` (B,) is False."""
+        kept = kept.to(self.tokens.device)
+
+        def chosen(name: str, x: Tensor) -> Tensor:
+            return torch.where(kept.view(-1, *[1] * (x.dim() - 1)), x, getattr(other, name))
+
+        given = {field.name: x for field in fields(self) if (x := getattr(self, field.name)) is not None}
+        return replace(self, **{name: chosen(name, x) for name, x in given.items()})
+
+    def float(self) -> Conditioning:
+        """What is kept in half precision, in single."""
+        return self._each(lambda x: x.float() if x.is_floating_point() else x)
 
     @staticmethod
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
@@ -77,16 +91,36 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
+class EncodedText:
+    """What a text encoder said beforehand of the captions of a batch, and of the empty one."""
+
+    captions: Conditioning  # B
+    null: Conditioning  # 1, the null condition
+
+    def to(self, device: torch.device | str) -> EncodedText:
+        return replace(self, captions=self.captions.to(device), null=self.null.to(device))
+
+    def __getitem__(self, rows: slice) -> EncodedText:
+        return replace(self, captions=self.captions[rows])
+
+    def conditioning(self, kept: Tensor) -> Conditioning:
+        """The captions', in float32, and the null condition where ``kept`` (B,) is False."""
+        return self.captions.where(kept, self.null).float()
+
+
+@dataclass(frozen=True)
 class Batch:
     """One step's samples, as the data side hands them over; exactly one of images and moments is set."""
 
     captions: list[str]
     images: Tensor | None  # (B, 3, fH, fW) float32 in [-1, 1]
-    moments: Tensor | None  # (B, 2C, H, W) posterior mean and log-variance, when encoded beforehand
+    moments: Tensor | None  # (B, 2C, H, W) posterior mean and log-variance, when encoded beforehand; float16
     keys: list[str]  # which sample of which shard, e.g. "00003/000030017": what randomness is tied to
     visits: list[int]  # how often each sample was seen before: the epoch, the other half of randomness
     slots: range  # the places of these samples in the step's global batch
     num_slots: int  # the size of the step's global batch, over all processes
+    sizes: Tensor | None = None  # (B, 6) pixels, as in Conditioning: how each picture was resized and cropped
+    text: EncodedText | None = None  # the captions, when encoded beforehand
     completes_step: bool = (
         True  # False for the pieces but the last where gradients are accumulated over several
     )
@@ -95,9 +129,9 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> Batch:
-        images = None if self.images is None else self.images.to(device, non_blocking=True)
-        moments = None if self.moments is None else self.moments.to(device, non_blocking=True)
-        return replace(self, images=images, moments=moments)
+        given = {name: getattr(self, name) for name in ("images", "moments", "sizes")}
+        moved = {name: x.to(device, non_blocking=True) for name, x in given.items() if x is not None}
+        return replace(self, **moved, text=None if self.text is None else self.text.to(device))
 
     def pieces(self, num: int) -> list[Batch]:
         """Split into ``num`` of equal length, in order; together they are the step's batch.
@@ -115,6 +149,8 @@ class Batch:
                 captions=self.captions[cut],
                 images=None if self.images is None else self.images[cut],
                 moments=None if self.moments is None else self.moments[cut],
+                sizes=None if self.sizes is None else self.sizes[cut],
+                text=None if self.text is None else self.text[cut],
                 keys=self.keys[cut],
                 visits=self.visits[cut],
                 slots=self.slots[cut],
@@ -321,8 +357,21 @@ class TextEncoder(Protocol):
     width: int  # D
     pooled_width: int  # P
     length: int  # the most tokens a caption may take
+    contract: Mapping[
+        str, Any
+    ]  # plain data: all that an embedding depends on besides its caption and learned weights
+    content_hash: str  # the contract's: what a cache of embeddings is named by
 
     def __call__(self, captions: Sequence[str]) -> Conditioning: ...
+
+
+@runtime_checkable
+class CountsCutCaptions(Protocol):
+    """A text encoder that knows how many captions were longer than it takes."""
+
+    def shares_cut(self) -> Mapping[str, float]:
+        """Share of the captions so far, in [0, 1], by the names of joined encoders; of a single one under ""."""
+        ...
 
 
 class LatentCodec(Protocol):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from ldm.commands.compose import CONFIGS, compose
 from ldm.commands.launch import TRAINING, launch
 from ldm.commands.main import verbs
 from ldm.commands.schema import check
 from ldm.commands.shapes import shapes
+from ldm.data.shards import ShardWriter
 
 FILES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
 CHOICES = [name for name in FILES if "/" in name]
@@ -25,13 +28,19 @@ def groups_of(command: str) -> set[str]:
 
 
 def is_for_training(choice: str) -> bool:
-    return choice.split("/")[0] in groups_of("train")
+    return choice.split("/")[0] in {*groups_of("train"), "hydra"}
 
 
 EXPERIMENTS = [name.removeprefix("experiment/") for name in FILES if name.startswith("experiment/")]
 
 
-@pytest.mark.parametrize("choice", [name for name in CHOICES if is_for_training(name)])
+def made_small(choice: str) -> tuple[str, str] | None:
+    """(group, choice) that a file of debug=tiny is for: it is taken in where both are chosen."""
+    debug, *group, tiny, name = ["", *choice.split("/")][-4:]
+    return (group[0], name) if (debug, tiny) == ("debug", "tiny") and group else None
+
+
+@pytest.mark.parametrize("choice", [name for name in CHOICES if is_for_training(name) and not made_small(name)])
 def test_every_choice_of_a_group_composes_and_passes_the_schema(choice: str) -> None:
     group, _, name = choice.rpartition("/")
     # Only an autoencoder's training does without the parts that a ``none`` leaves out.
@@ -39,6 +48,19 @@ def test_every_choice_of_a_group_composes_and_passes_the_schema(choice: str) -> 
     network = ["network=dit_s_2"] if choice == "text_encoder/labels" else []  # that is told classes
     config = compose("train", [*task, *network, f"{group}={name}", "run_id=x"]).config
     check(config, record=TRAINING["record"], complete=False)
+
+
+@pytest.mark.parametrize("choice", [name for name in CHOICES if made_small(name)])
+def test_every_file_of_debug_tiny_changes_the_part_it_is_named_for(choice: str) -> None:
+    of = made_small(choice)
+    assert of is not None
+    group, name = of
+    chosen = [f"{group}={name}", "codec=pooled", "run_id=x", "data.train_shards=x", "callbacks.samples=null"]
+    if group == "network":
+        chosen += ["text_encoder=labels" if name.startswith("dit_") else "text_encoder=t5_xxl"]
+    tiny, full = (compose("train", [*chosen, f"debug={debug}"]).config for debug in ("tiny", "none"))
+    check(tiny, record=TRAINING["record"])
+    assert tiny[group] != full[group] and tiny[group]._target_ == full[group]._target_
 
 
 @pytest.mark.parametrize("choice", [name for name in CHOICES if not is_for_training(name)])
@@ -68,16 +90,28 @@ def test_every_experiment_is_complete_but_for_the_paths_of_data() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a few captioned pictures."""
+    """A working directory with a few captioned pictures, and a few whose captions are class numbers."""
     folder = tmp_path_factory.mktemp("experiments")
     shapes(
         out=str(folder / "data/shapes"), num_train=16, num_val=8, seed=0, samples_per_shard=8, num_workers=1
     )
+    for split in ("train", "val"):
+        with ShardWriter(folder / "data/classes" / split, samples_per_shard=8) as writer:
+            for number in range(8):
+                writer.write(picture(number), "png", str(number), {})
     return folder
+
+
+def picture(number: int) -> bytes:
+    """A PNG of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (30 * number, 100, 200)).save(buffer, "png")
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_takes_two_steps(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that build on a run here at their own size, published recipes with small parts of the same structure."""
     monkeypatch.chdir(place)
     take_two_steps(name)
     folder = place / "runs" / name / "last"
@@ -89,9 +123,17 @@ def test_every_experiment_takes_two_steps(name: str, place: Path, monkeypatch: p
 @cache
 def take_two_steps(name: str) -> None:
     """In the working directory; the autoencoder that an experiment builds on is trained first."""
-    data = ["data.train_shards=data/shapes/train", "data.val_shards=data/shapes/val"]
-    overrides = [f"experiment={name}", "debug=fast", "trainer=cpu", *data, f"name={name}"]
-    config = compose("train", overrides).config
-    if config.get("codec") and "path" in config.codec:
-        take_two_steps(Path(config.codec.path).relative_to("runs").parts[0])
+    whole = compose("train", [f"experiment={name}", "data.train_shards=x", "run_id=x"]).config
+    published = "path" in (whole.codec or {}) and not whole.codec.path.startswith("runs/")
+    data = "classes" if "num_classes" in whole.text_encoder else "shapes"
+    overrides = [
+        f"experiment={name}",
+        f"debug={'tiny' if published else 'fast'}",
+        "trainer=cpu",
+        f"data.train_shards=data/{data}/train",
+        f"data.val_shards=data/{data}/val",
+        f"name={name}",
+    ]
+    if "path" in (whole.codec or {}) and not published:
+        take_two_steps(Path(whole.codec.path).relative_to("runs").parts[0])
     launch(overrides)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -95,6 +96,21 @@ def write_autoencoder(path: Path, *, autoencoder: Autoencoder, contract: LatentC
 
 def read_autoencoder(path: Path) -> tuple[Autoencoder, LatentContract]:
     """The network of a file, with its weights, and the contract; see ``KLCodec`` for the errors."""
+    kind, architecture, contract = describe_autoencoder(path)
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        described = json.loads(file.metadata()["architecture"])
+    if hash_content(described, weights, contract) != contract.content_hash:
+        raise ValueError(
+            f"{path} does not match its own content hash: the file was changed after it was written"
+        )
+    autoencoder = kind(**architecture)
+    autoencoder.load_state_dict(weights)
+    return autoencoder, contract
+
+
+def describe_autoencoder(path: Path) -> tuple[type[Autoencoder], dict[str, Any], LatentContract]:
+    """A file's class of network, what it is built with, and the contract; no weight is read. Errors of ``KLCodec``."""
     if not path.is_file():
         raise FileNotFoundError(
             f"no autoencoder at {path}: train one first (python train.py experiment=shapes_vae writes "
@@ -104,7 +120,6 @@ def read_autoencoder(path: Path) -> tuple[Autoencoder, LatentContract]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}); was it copied whole?"
@@ -115,16 +130,9 @@ def read_autoencoder(path: Path) -> tuple[Autoencoder, LatentContract]:
             f"one is made into one by ldm import from={path.parent}"
         )
     architecture = json.loads(header["architecture"])
-    contract = LatentContract.from_json(header["contract"])
-    if hash_content(architecture, weights, contract) != contract.content_hash:
-        raise ValueError(
-            f"{path} does not match its own content hash: the file was changed after it was written"
-        )
     name = architecture.pop("network", "AutoencoderKL")  # what all files were before there were others
     if name not in NETWORKS:
         raise ValueError(
             f"{path} holds an autoencoder of class {name!r}; known here are {', '.join(NETWORKS)}"
         )
-    autoencoder = NETWORKS[name](**architecture)
-    autoencoder.load_state_dict(weights)
-    return autoencoder, contract
+    return NETWORKS[name], architecture, LatentContract.from_json(header["contract"])

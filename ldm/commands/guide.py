@@ -94,12 +94,17 @@ def check_guidance(generation: Generation, module: Any, requests: Sequence[Reque
         )
 
 
-def check_training(module: Any) -> None:
-    """Refuse a training whose sample grids could not be made.
+def check_training(module: Any, *, sharded: bool = False) -> None:
+    """Refuse a training whose sample grids, or whose file at the end, could not be made.
 
     Raises:
-        ValueError: Its guidance needs a second model.
+        ValueError: Its guidance needs a second model, or it is an autoencoder whose weights are to be spread.
     """
+    if sharded and hasattr(module, "export"):
+        raise ValueError(
+            "trainer=fsdp is for denoisers: an autoencoder's file is written by one process, which must hold all of "
+            "it; use trainer=ddp"
+        )
     if isinstance(getattr(module, "guidance", None), Autoguidance):
         raise ValueError(
             "guidance=autoguidance needs a second model, which a training does not load for its sample grids: train "

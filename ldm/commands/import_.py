@@ -18,6 +18,7 @@ from ldm.codecs.kl import read_autoencoder
 from ldm.commands import compose
 from ldm.commands.autoencoders import convert_autoencoder
 from ldm.commands.export import remove
+from ldm.commands.needs import refuse_missing
 from ldm.diffusion.diffusion import Diffusion
 from ldm.interop.formats import AUTOENCODER
 from ldm.interop.native import FILE, write_parts
@@ -39,6 +40,7 @@ def import_(
     guidance: DictConfig,
     image_size: int | None = None,
     weights: str = "ema",
+    allow_download: bool = False,
 ) -> None:
     """Translate a folder of diffusers, one component of it, or a single .safetensors file.
 
@@ -57,10 +59,12 @@ def import_(
         guidance: see sampler.
         image_size: side of the pictures in pixels, for sampling.
         weights: "ema" takes the averaged weights where a single file keeps both, "online" the others.
+        allow_download: the text encoder's weights may be downloaded where they are not on this machine.
 
     Raises:
         FileExistsError: ``out`` is there already.
         FileNotFoundError: The source lacks something.
+        MissingNeeds: The text encoder's weights are not on this machine.
         ValueError: The source has no counterpart here, or is not what the network or the diffusion says.
     """
     console = Console(soft_wrap=True, highlight=False)
@@ -69,6 +73,9 @@ def import_(
         raise FileExistsError(f"{place} is there already: give another out=..., or remove it first")
     if weights not in ("ema", "online"):
         raise ValueError(f"weights={weights!r} is not known: say 'ema' or 'online'")
+    if text_encoder is not None:
+        resolved = OmegaConf.to_container(text_encoder, resolve=True)
+        refuse_missing(OmegaConf.create({"text_encoder": resolved}))
     source = read_source(Path(from_), on_meta(network), averaged=weights == "ema")
     parts = {"diffusion": diffusion, "network": network, "text_encoder": text_encoder}
     parts |= {"sampler": sampler, "grid": grid, "guidance": guidance}

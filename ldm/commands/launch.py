@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,10 @@ def launch(arguments: Sequence[str]) -> float | None:
             if options.cfg:  # shown first, so that what is wrong with it can be seen
                 compose.compose("train", given)
             elif options.multirun:
+                if "hydra/launcher=slurm" in given and shutil.which("sbatch") is None:
+                    raise ConfigError(
+                        "hydra/launcher=slurm: there is no sbatch here; start it where jobs are submitted"
+                    )
                 for job in jobs:
                     checked(job)
             else:

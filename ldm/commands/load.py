@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from ldm.commands.needs import refuse_missing
 from ldm.commands.schema import check
 from ldm.training.checkpoint import load_parts, load_weights, read_run
 from ldm.training.folders import file_hash
@@ -45,9 +46,12 @@ def load_run(run: str | Path, *, weights: str = "ema", runs: str | Path = "runs"
         FileNotFoundError: There is no such run, or it has no checkpoint yet.
         ValueError: There are no such weights.
         ConfigError: Its config names something that may not be built.
+        MissingNeeds: Files of pretrained weights are not on this machine.
+        ValueError: Its text encoder or autoencoder has become another one.
     """
     saved = read_run(run, runs=runs)
     check(saved.config, record="ldm.commands.settings.TrainConfig")
+    refuse_missing(saved.config, file=saved.folder.config)
     average = None if weights in ("ema", "online") else find_average(saved.folder.path, weights)
     module = instantiate(saved.config.task, _convert_="all")
     loaded = load_weights(module, saved.checkpoint, weights="online" if average else weights)

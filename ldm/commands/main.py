@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import keyword
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,11 @@ def run(verb: str, arguments: Sequence[str]) -> Any:
     if {"-h", "--help"} & set(arguments):
         return _help(verb, known[verb])
     show, overrides = _flags(arguments)
+    found = signature(known[verb])
+    parameters = found.parameters if found else {}
+    of_training: list[str] = []
+    if "training" in parameters:  # a command about a training: what is not its own belongs to train.yaml
+        overrides, of_training = _shared_out(overrides, verb)
     if show:
         print(OmegaConf.to_yaml(compose.compose(verb, overrides).config), end="", flush=True)
     config = compose.load(verb, overrides)
@@ -71,15 +77,27 @@ def run(verb: str, arguments: Sequence[str]) -> Any:
 
     from hydra.utils import get_method
 
-    found = signature(known[verb])
-    parameters = found.parameters if found else {}
     values = {}
     for key in (str(key) for key in config if key not in HELPERS and key != "_target_"):
         as_it_is = key in parameters and _takes_a_config(parameters[key])
         values[f"{key}_" if keyword.iskeyword(key) else key] = (
             config[key] if as_it_is else _built(config[key])
         )
+    if "training" in parameters:
+        from ldm.commands.launch import checked
+
+        values["training"] = checked(of_training)
     return get_method(known[verb])(**values)
+
+
+def _shared_out(overrides: Sequence[str], verb: str) -> tuple[list[str], list[str]]:
+    """The overrides of a command's own config, and those of the training it is about."""
+    from ldm.commands import compose
+
+    own = set(map(str, compose.compose(verb, []).config)) - {"_target_", "training"}
+    first = [re.split(r"[=./@]", item.lstrip("+~"))[0] for item in overrides]
+    mine = [item for item, key in zip(overrides, first, strict=True) if key in own]
+    return mine, [item for item, key in zip(overrides, first, strict=True) if key not in own]
 
 
 def _takes_a_config(parameter: Parameter) -> bool:

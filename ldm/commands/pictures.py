@@ -105,6 +105,8 @@ class Work:
             negative=request.negative,
             scale=request.scale,
             blend=None if request.blend is None else dataclasses.asdict(request.blend),
+            original_size=request.original_size,
+            crop=request.crop,
             num_steps=generation.num_steps,
             sampler=part_to_plain(generation.sampler),
             grid=part_to_plain(generation.grid),

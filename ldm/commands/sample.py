@@ -36,6 +36,8 @@ def sample(
     num_images: int | None,
     num_steps: int | None,
     image_size: int | list[int] | None,
+    original_size: list[int] | None,
+    crop: list[int],
     batch_size: int,
     sampler: Sampler | FromRun,
     grid: Grid | FromRun,
@@ -64,6 +66,9 @@ def sample(
         num_steps: Sampling steps; null means the run's own number.
         image_size: Pixels, one number or [height, width]; null means the size the run was trained at, or that of
             the picture to edit.
+        original_size: [height, width] that a network with size conditioning is told the picture had before it was
+            resized; null means the size it is made in.
+        crop: [top, left] that such a network is told was cut off the picture, in pixels.
         batch_size: Pictures made at once. Other values may change the last bits of a picture.
         sampler: How to walk from noise to picture.
         grid: Where to stop on the way.
@@ -91,6 +96,7 @@ def sample(
         raise ValueError("no run is named: give run=<run folder or name>, or from_image=<png>")
     chosen_seeds = choose_seeds(seeds, num_images)
     requests = mode.requests(read_prompts(prompts, prompts_file, negative=negative), chosen_seeds)
+    requests = [told_sizes(request, original_size, crop) for request in requests]
     if trace and len(requests) > 1:
         raise ValueError(
             f"trace=true shows how one picture came about, and {len(requests)} are asked for: "
@@ -165,6 +171,16 @@ def choose_seeds(seeds: list[int] | None, num_images: int | None) -> list[int]:
             f"num_images={num_images} but {len(seeds)} seeds are given: leave one of the two out"
         )
     return list(seeds)
+
+
+def told_sizes(request: Request, original_size: list[int] | None, crop: list[int]) -> Request:
+    """The request with what size conditioning is told; ValueError for what are no sizes."""
+    if original_size is not None and (len(original_size) != 2 or min(original_size) < 1):
+        raise ValueError(f"original_size={original_size} must be [height, width] in pixels")
+    if len(crop) != 2 or min(crop) < 0:
+        raise ValueError(f"crop={crop} must be [top, left] in pixels")
+    original = None if original_size is None else (original_size[0], original_size[1])
+    return replace(request, original_size=original, crop=(crop[0], crop[1]))
 
 
 def choose_latent_size(image_size: int | list[int] | None, module: Any) -> tuple[int, int]:

@@ -37,6 +37,7 @@ class TrainConfig:
         run_id: Name of the run's folder; made once when null.
         resume: A run to go on with: its folder, ``<name>/<run_id>``, or one of its checkpoints.
         init_from: Weights to begin with: a run, one of its checkpoints, or what ``ldm import`` wrote.
+        allow_download: Pretrained weights that are not on this machine may be downloaded.
         tags, notes, group, job_type: For finding the run again.
     """
 
@@ -46,6 +47,7 @@ class TrainConfig:
     run_id: str | None = None
     resume: str | None = None
     init_from: str | None = None
+    allow_download: bool = False
     tags: list[str]
     notes: str | None = None
     group: str | None = None
@@ -58,6 +60,8 @@ class TrainConfig:
     codec: Part | Nothing
     text_encoder: Part | Nothing
     data: Part
+    buckets: Part | None = None  # for data; runs of older versions have none
+    caption_recipe: Part | None = None
     sampler: Part | Nothing
     grid: Part | Nothing
     guidance: Part | Nothing

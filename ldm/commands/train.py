@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,12 +13,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.guide import check_training
+from ldm.commands.needs import refuse_missing
 from ldm.training.checkpoint import is_checkpoint, list_checkpoints
 from ldm.training.devices import check_devices, choose_precision
 from ldm.training.fit import fit
 from ldm.training.initial import begin_with
 from ldm.training.lock import locked
 from ldm.training.logging import quiet_lightning
+from ldm.training.ranks import check_launch, environment
 from ldm.training.run import (
     RunFolder,
     choose_run_id,
@@ -33,6 +36,7 @@ def train(config: DictConfig) -> float | None:
 
     Raises:
         FileExistsError: The run folder is used and ``resume`` is not given.
+        MissingNeeds: Files of pretrained weights are not on this machine.
         ValueError, OSError: What the parts refuse, before the run folder is claimed.
     """
     where = config.resume
@@ -42,14 +46,20 @@ def train(config: DictConfig) -> float | None:
     resumed, checkpoint = (None, None) if where is None else to_go_on_from(Path(where))
     config.run_id = resumed.id if resumed else choose_run_id(config.run_id)
     quiet_lightning()
-    check_devices(
+    sharded = "FullySharded" in str(OmegaConf.select(config, "trainer.strategy._target_"))
+    num_nodes = config.trainer.get("num_nodes", 1)
+    processes = check_devices(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
-        num_nodes=config.trainer.get("num_nodes", 1),
+        num_nodes=num_nodes,
         batch_size=config.data.batch_size,
+        pieces=config.trainer.accumulate_grad_batches,
+        sharded=sharded,
     )
+    check_launch(processes=processes, num_nodes=num_nodes)
+    refuse_missing(config)
     config.trainer.precision = choose_precision(
-        config.trainer.precision, accelerator=config.trainer.accelerator
+        config.trainer.precision, accelerator=config.trainer.accelerator, sharded=sharded
     )  # into the run's own config: it goes on in the same precision, wherever
     with exported_run_id(config.run_id):
         torch.manual_seed(
@@ -57,15 +67,19 @@ def train(config: DictConfig) -> float | None:
         )  # the network's first weights; all else is addressed, see ldm/randomness.py
         path = resumed.path if resumed else Path(config.paths.runs, config.name, config.run_id)
         module, data = built(config.task), built(config.data)
-        check_training(module)
+        check_training(module, sharded=sharded)
         if (start := config.get("init_from")) and not resumed:  # a resumed run has weights of its own
             print(begin_with(module, start, runs=config.paths.runs))
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
         with locked(path) if is_main_process() else nullcontext():
             command = ["python", *sys.argv]
             folder = start_run(path, config=config, command=command, resume=resumed is not None)
+            note_text_contract(folder, module)
             trainer = instantiate(
-                config.trainer, callbacks=parts(config.callbacks), logger=parts(config.logger)
+                config.trainer,
+                callbacks=parts(config.callbacks),
+                logger=parts(config.logger),
+                **environment(),
             )
             return fit(
                 trainer,
@@ -83,6 +97,12 @@ def to_go_on_from(where: Path) -> tuple[RunFolder, Path | None]:
         return RunFolder(where.parent.parent), where
     run = RunFolder(where)
     return run, run.checkpoints if list_checkpoints(run.checkpoints) else None
+
+
+def note_text_contract(folder: RunFolder, module: Any) -> None:
+    """``text_contract.json``: what captions became, for people to read; checkpoints hold it too."""
+    if is_main_process() and (contract := getattr(module, "text_contract", None)):
+        (folder.path / "text_contract.json").write_text(json.dumps(contract, indent=1) + "\n")
 
 
 def built(config: DictConfig) -> Any:

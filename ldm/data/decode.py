@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
@@ -23,6 +24,7 @@ class UnreadablePicture(ValueError):
     """The bytes are no picture, a damaged one, or one too large to decode."""
 
 
+@cache
 def colour(name: str) -> Colour:
     """An RGB colour from its name ("white", "#f5f0e6").
 
@@ -97,10 +99,11 @@ def to_rgb(picture: Image.Image, *, background: Colour = (255, 255, 255)) -> Ima
 
 def is_plain(picture: Image.Image) -> bool:
     """Whether the opened picture's own bytes already are upright RGB without alpha."""
-    return picture.mode == "RGB" and not picture.has_transparency_data and _orientation(picture) == 1
+    return picture.mode == "RGB" and not picture.has_transparency_data and orientation(picture) == 1
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation(picture: Image.Image) -> int:
+    """EXIF's number for how the picture lies, 1 to 8; 1 is upright."""
     try:
         return picture.getexif().get(0x0112, 1)
     except Exception:  # EXIF is often malformed where the picture is sound
@@ -108,7 +111,7 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    return picture if _orientation(picture) == 1 else ImageOps.exif_transpose(picture)
+    return picture if orientation(picture) == 1 else ImageOps.exif_transpose(picture)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

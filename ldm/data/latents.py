@@ -1,81 +1,111 @@
-"""Latents made once, kept in one memory-mapped file, read back as Batch.
+"""Latents made once: which contract they have, where they lie, and how they are made.
 
 A folder of latents::
 
-    moments.npy      (N, 2C, H, W) float16: mean and log-variance of each picture's posterior
-    samples.jsonl    a line per row: its key and every text that belongs to it
-    contract.json    what they were made with and from; written last, so where it stands all is there
+    contract.json                        by which autoencoder and how they were made
+    <shard>-<hash>.safetensors           for each shard, of n samples:
+        moments/<height>x<width>         (n', 2C, H, W) float16, for each size that pictures came out in
+        row                              (n,) the sample's place in the moments of its size
+        sizes                            (n, 6) as in Conditioning.sizes; zeros for a sample that is left out
+        source                           (n,) the sample itself, or the one that took a damaged picture's place
+        keys, texts                      what stood beside the picture
 
-What is kept are moments, not draws from them: the posterior can still be sampled anew at each visit.
+What is kept are moments, not draws from them: the posterior can still be sampled anew at each visit. Files are written
+whole, by any number of processes, and what is there is not made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ldm.data.pipeline import BatchLoader, GlobalBatches, ShardDataset, in_order, pieces_of
-from ldm.data.sample import field
+from ldm.data.bad_samples import Ledger
+from ldm.data.cache import Blank, written
+from ldm.data.loading import Reader
+from ldm.data.order import Request
+from ldm.data.parts import Part, missing, parts_of
+from ldm.data.pipeline import ShardDataset
+from ldm.data.progress import progress
+from ldm.data.sample import Stacked
 from ldm.data.shards import written_whole
-from ldm.data.transforms import pick
-from ldm.interfaces import Batch, LatentCodec
+from ldm.data.strings import packed
+from ldm.data.transforms import to_floats
+from ldm.interfaces import LatentCodec
 
-MOMENTS, SAMPLES, CONTRACT = "moments.npy", "samples.jsonl", "contract.json"
-UNFINISHED = "unfinished.json"  # the contract of what the .partial files are going to be
-SECONDS_BETWEEN_SAVES = 5.0
+CONTRACT = "contract.json"
+RESAMPLING = 1  # a number for how pictures are decoded and resized; another one when that changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentsContract:
-    """What a folder of latents was made with and from."""
+    """What a folder of latents was made with."""
 
     codec_hash: str  # of the autoencoder
-    shards: str  # fingerprint of the pictures' shards
-    image_size: int
-    background: str
-    count: int
+    background: str  # what transparent parts of pictures show
+    decode_margin: float  # see ``Preparation``
+    original_size_from: tuple[str, ...]
+    resampling: int = RESAMPLING
+
+    @property
+    def content_hash(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def folder(self, out: str | Path) -> Path:
+        """Where in ``out`` latents with this contract lie: a new autoencoder gets a new place by it."""
+        return Path(out) / (self.codec_hash[:12] or "identity") / self.content_hash[:8]
+
+    def check(self, folder: Path) -> None:
+        """Refuse a folder of other latents.
+
+        Raises:
+            FileNotFoundError: There are no latents.
+            ValueError: They were made in another way; the message says in which.
+        """
+        try:
+            said = json.loads((folder / CONTRACT).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no latents in '{folder}'; make them with: ldm encode") from None
+        mine = json.loads(json.dumps(asdict(self)))
+        wrong = [
+            f"{name} was {str(said.get(name))[:12]!r} and is {str(value)[:12]!r}"
+            for name, value in mine.items()
+            if said.get(name) != value
+        ]
+        if wrong:
+            raise ValueError(
+                f"the latents in '{folder}' were made with another contract: {'; '.join(wrong)}; encode anew, or use "
+                f"what they were made with"
+            )
 
 
 def contract_for(codec_hash: str, dataset: ShardDataset) -> LatentsContract:
     """The contract that latents of this data set by this codec have.
 
     Raises:
-        ValueError: the data set flips or crops at random: latents are made once, so every visit would see the same.
+        ValueError: The data set flips or crops at random: latents are made once, so every visit would see the same.
     """
     preparation = dataset.preparation
     if preparation.flip or preparation.crop != "center":
         raise ValueError("latents are made once per picture: they need flip=false and crop=center")
     return LatentsContract(
         codec_hash=codec_hash,
-        shards=dataset.index.fingerprint,
-        image_size=preparation.image_size,
         background=preparation.background,
-        count=len(dataset),
+        decode_margin=preparation.decode_margin,
+        original_size_from=tuple(preparation.original_size_from or ()),
     )
 
 
-def latents_folder(folder: str | Path, contract: LatentsContract) -> Path:
-    """Where in ``folder`` latents with this contract lie: by codec, then by pictures and size.
-
-    A new autoencoder or a changed data set gets a new place by this, and nothing stale is ever read.
-    """
-    pictures = f"{contract.shards[:12]}-{contract.image_size}px"
-    if contract.background != "white":
-        pictures += f"-{contract.background.lstrip('#')}"
-    return Path(folder) / (contract.codec_hash[:12] or "identity") / pictures
-
-
-def is_complete(folder: Path, contract: LatentsContract) -> bool:
-    """Whether the folder holds all latents of this contract."""
-    return _read_contract(folder / CONTRACT) == asdict(contract)
+def latent_parts(dataset: ShardDataset) -> list[Part]:
+    """One for each shard; their files depend on the sizes that pictures come out in."""
+    sizes = np.array([*dataset.assignment.sizes, (0, 0)], np.int32)  # the last for bucket -1
+    bucket = dataset.assignment.bucket
+    return parts_of(dataset.index, lambda samples: sizes[bucket[samples.start : samples.stop]].tobytes())
 
 
 @torch.no_grad()
@@ -87,173 +117,121 @@ def encode(
     batch_size: int,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
-) -> None:
-    """Write the latents of a whole data set, or what an interrupted call has left to write.
+    rank: int = 0,
+    world_size: int = 1,
+    ledger: Ledger | None = None,
+) -> int:
+    """Write this process's share of the files that are missing; returns how many pictures it has encoded.
 
     Args:
         codec: on ``device`` already. Precision is the caller's business.
         dataset: without random choices.
-        folder: see the top of this file. Latents of another contract that lie there are replaced.
+        folder: see the top of this file.
         batch_size: pictures at a time.
         device: where the codec is.
         num_workers: processes that decode pictures; 0 decodes in this one.
+        rank: of this process, in [0, world_size).
+        world_size: processes that share the work, shard by shard.
+        ledger: counts bad samples; None keeps one that only stops at too many.
 
     Raises:
+        TooManyBadSamples: more than the ledger's policy bears.
         ValueError: moments that are not finite in float16.
     """
     contract = contract_for(codec.content_hash, dataset)
-    if is_complete(folder, contract):
-        return
-    done = _resume(folder, contract, batch_size)
-    batches = in_order(dataset, batch_size=batch_size, num_workers=num_workers, start=done)
-    bar = (TextColumn("latents"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    moments: np.memmap | None = None
-    with (
-        (folder / (SAMPLES + ".partial")).open("a", encoding="utf-8") as samples,
-        Progress(*bar, console=Console(stderr=True)) as progress,
-    ):
-        task = progress.add_task("", total=len(dataset), completed=done)
-        lines: list[str] = []
-        saved = time.monotonic()
-        for batch in batches:
-            assert batch.images is not None
-            rows = _finite(codec.moments(batch.images.to(device)), batch)  # (B, 2C, H, W)
-            if moments is None:
-                moments = _open_moments(folder, (len(dataset), *rows.shape[1:]), new=done == 0)
-            moments[batch.slots.start : batch.slots.stop] = rows
-            lines += [_sample_line(dataset, i, key) for i, key in zip(batch.slots, batch.keys, strict=True)]
-            progress.update(task, completed=batch.slots.stop)
-            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES or batch.slots.stop == len(dataset):
-                moments.flush()  # before the lines that say that these rows are done
-                samples.writelines(lines)
-                samples.flush()
-                lines, saved = [], time.monotonic()
-    for name in (MOMENTS, SAMPLES):
-        if (folder / (name + ".partial")).exists():
-            (folder / (name + ".partial")).replace(folder / name)
-    with written_whole(folder / CONTRACT) as path:
-        path.write_text(json.dumps(asdict(contract), indent=1) + "\n")
-    (folder / UNFINISHED).unlink()
+    mine = latent_parts(dataset)[rank::world_size]
+    todo = missing(mine, folder)
+    if rank == 0 and not (folder / CONTRACT).exists():
+        with written_whole(folder / CONTRACT) as path:
+            path.write_text(json.dumps(asdict(contract), indent=1) + "\n", encoding="utf-8")
+    if not todo:
+        return 0
+    requests = _Requests(dataset, todo, batch_size)
+    batches = iter(Reader(dataset, requests, ledger=ledger or Ledger(), num_workers=num_workers))
+    total = sum(len(part.samples) for part in todo)
+    with progress("latents", total=total, shown=rank == 0) as advance:
+        for part in todo:
+            with written(part.file(folder), _columns(codec, dataset, part), asdict(contract)) as arrays:
+                for members in _batches(dataset, part, batch_size):
+                    stacked: Stacked = next(batches)
+                    _fill(arrays, codec, dataset, part, members, stacked.to(device))
+                    advance(len(members))
+    return total
 
 
-class LatentDataset:
-    """Latents of a folder, read in batches; the file is mapped, so memory is the operating system's business.
+class _Requests:
+    """What the loader reads, batch by batch: nothing is listed beforehand."""
 
-    Args:
-        folder: that ``encode`` wrote.
-        codec_hash: of the codec that will decode what is learned on them.
-        caption_field: "txt", or the json's field that holds a caption or several.
-        seed: of the choice among several captions.
+    def __init__(self, dataset: ShardDataset, parts: list[Part], batch_size: int) -> None:
+        self.dataset, self.parts, self.batch_size = dataset, parts, batch_size
 
-    Raises:
-        FileNotFoundError: no complete latents there.
-        ValueError: they were made with another autoencoder, or lack the caption field.
-    """
-
-    def __init__(
-        self, folder: str | Path, *, codec_hash: str, caption_field: str = "txt", seed: int = 0
-    ) -> None:
-        folder = Path(folder)
-        contract = _read_contract(folder / CONTRACT)
-        if contract is None:
-            raise FileNotFoundError(f"no complete latents in '{folder}'; make them with: ldm encode")
-        if contract["codec_hash"] != codec_hash:
-            raise ValueError(
-                f"the latents in '{folder}' were made with autoencoder {str(contract['codec_hash'])[:12]}, but the "
-                f"codec here is {codec_hash[:12]}; encode anew, or use the autoencoder they were made with"
-            )
-        self.seed = seed
-        self.moments = np.load(folder / MOMENTS, mmap_mode="r")  # (N, 2C, H, W) float16
-        self.keys: list[str] = []
-        self.captions: list[list[str]] = []
-        with (folder / SAMPLES).open(encoding="utf-8") as lines:
-            for sample in map(json.loads, lines):
-                self.keys.append(sample["key"])
-                self.captions.append(field(sample["captions"], caption_field, sample["key"]))
-        if len(self.keys) != len(self.moments):
-            raise ValueError(
-                f"'{folder}' has {len(self.moments)} latents but {len(self.keys)} samples; encode anew"
-            )
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def batch(self, indices: Sequence[int], visits: Sequence[int], *, slots: range, num_slots: int) -> Batch:
-        """The samples at ``indices`` (B,) at their ``visits`` (B,), with a caption drawn for each."""
-        keys = [self.keys[i] for i in indices]
-        return Batch(
-            captions=[
-                pick(self.captions[i], seed=self.seed, key=key, visit=visit)
-                for i, key, visit in zip(indices, keys, visits, strict=True)
-            ],
-            images=None,
-            moments=torch.from_numpy(self.moments[np.asarray(indices)]).float(),  # (B, 2C, H, W)
-            keys=keys,
-            visits=list(visits),
-            slots=slots,
-            num_slots=num_slots,
-        )
-
-    def endless(self, order: GlobalBatches) -> Iterator[Batch]:
-        """Training batches in the order given; read in this process, for handing over costs more than reading."""
-        for requests in order:
-            indices, visits = zip(*requests, strict=True)
-            yield self.batch(indices, visits, slots=order.slots, num_slots=order.global_batch)
-
-    def in_order(self, *, batch_size: int) -> BatchLoader:
-        """Every sample once, at visit 0; see ``pipeline.in_order``."""
-        pieces = pieces_of(len(self), batch_size=batch_size)
-
-        def batches() -> Iterator[Batch]:
-            for piece in pieces:
-                yield self.batch(piece, [0] * len(piece), slots=piece, num_slots=len(self))
-
-        return BatchLoader(batches, num_batches=len(pieces))
+    def __iter__(self) -> Iterator[list[Request]]:
+        for part in self.parts:
+            for members in _batches(self.dataset, part, self.batch_size):
+                yield [Request(i, 0) for i in members]
 
 
-def _resume(folder: Path, contract: LatentsContract, batch_size: int) -> int:
-    """How many rows an interrupted call left, in whole batches; what belongs to another contract is cleared away."""
-    folder.mkdir(parents=True, exist_ok=True)
-    samples, moments = folder / (SAMPLES + ".partial"), folder / (MOMENTS + ".partial")
-    lines: list[str] = []
-    if _read_contract(folder / UNFINISHED) == asdict(contract) and samples.exists() and moments.exists():
-        lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = sum(line.endswith("\n") for line in lines)
-        lines = lines[: whole // batch_size * batch_size if whole < contract.count else whole]
-    for path in (folder / CONTRACT, *([] if lines else [moments])):
-        path.unlink(missing_ok=True)
-    samples.write_text("".join(lines), encoding="utf-8")
-    with written_whole(folder / UNFINISHED) as path:
-        path.write_text(json.dumps(asdict(contract)))
-    return len(lines)
+def _batches(dataset: ShardDataset, part: Part, batch_size: int) -> Iterator[list[int]]:
+    """The samples of a part, in batches of one size each."""
+    bucket = dataset.assignment.bucket[part.samples.start : part.samples.stop]
+    for one in range(len(dataset.assignment.sizes)):
+        members = (part.samples.start + np.flatnonzero(bucket == one)).tolist()
+        yield from (members[at : at + batch_size] for at in range(0, len(members), batch_size))
 
 
-def _open_moments(folder: Path, shape: tuple[int, ...], *, new: bool) -> np.memmap:
-    path = folder / (MOMENTS + ".partial")
-    if new:
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    return np.lib.format.open_memmap(path, mode="r+")
+def _columns(codec: LatentCodec, dataset: ShardDataset, part: Part) -> dict[str, np.ndarray | Blank]:
+    """Every array of a part's file; what comes with the pictures is left blank."""
+    num, assignment = len(part.samples), dataset.assignment
+    bucket = assignment.bucket[part.samples.start : part.samples.stop]
+    row = np.zeros(num, np.int32)
+    columns: dict[str, np.ndarray | Blank] = {
+        "row": row,
+        "sizes": (np.int32, (num, 6)),
+        "source": (np.int32, (num,)),
+    }
+    for one, (height, width) in enumerate(assignment.sizes):
+        here = bucket == one
+        row[here] = np.arange(here.sum())
+        if here.any():
+            shape = (2 * codec.channels, height // codec.downsample, width // codec.downsample)
+            columns[f"moments/{height}x{width}"] = (np.float16, (int(here.sum()), *shape))
+    texts = [dataset.captions(i) for i in part.samples]
+    fields = sorted({name for said in texts for name in said})
+    flat = [(fields.index(name), text) for said in texts for name in fields for text in said.get(name, ())]
+    counts = [sum(len(found) for found in said.values()) for said in texts]
+    return {
+        **columns,
+        **packed("keys", [dataset.index.key(i) for i in part.samples]),
+        **packed("texts", [text for _, text in flat]),
+        **packed("fields", fields),
+        "text_field": np.array([field for field, _ in flat], np.int16),
+        "said_ends": np.cumsum(counts, dtype=np.int64),
+    }
 
 
-def _finite(moments: torch.Tensor, batch: Batch) -> np.ndarray:
-    rows = moments.to("cpu", torch.float16).numpy()
-    if not np.isfinite(rows).all():
+def _fill(
+    arrays: dict[str, np.ndarray],
+    codec: LatentCodec,
+    dataset: ShardDataset,
+    part: Part,
+    members: list[int],
+    stacked: Stacked,
+) -> None:
+    """One batch into the file."""
+    moments = codec.moments(to_floats(stacked.images))
+    values = moments.to("cpu", torch.float16).numpy()  # (B, 2C, H, W)
+    if not np.isfinite(values).all():
         raise ValueError(
-            f"the autoencoder's moments of samples {batch.keys[0]} to {batch.keys[-1]} are not finite in float16: "
+            f"the autoencoder's moments of samples {stacked.keys[0]} to {stacked.keys[-1]} are not finite in float16: "
             f"it has diverged, or its latents are too large"
         )
-    return rows
-
-
-def _sample_line(dataset: ShardDataset, i: int, key: str) -> str:
-    """Row i's line; its key differs from sample i's where another took the place of a damaged picture."""
-    if key != dataset.index.key(i):
-        i = dataset.index.find(key)
-    return json.dumps({"key": key, "captions": dataset.captions(i)}, ensure_ascii=False) + "\n"
-
-
-def _read_contract(path: Path) -> dict[str, object] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+    rows = np.array(members) - part.samples.start
+    sizes = stacked.sizes.cpu().numpy().astype(np.int32)
+    height, width = sizes[0, 4:].tolist()
+    arrays[f"moments/{height}x{width}"][arrays["row"][rows]] = values
+    arrays["sizes"][rows] = sizes
+    for row, i, key in zip(rows.tolist(), members, stacked.keys, strict=True):
+        found = i if key == dataset.index.key(i) else dataset.index.find(key)
+        if found not in part.samples:  # a damaged picture is replaced by one of its shard, while there is one
+            raise ValueError(f"the shard {part.name} has hardly a sound picture: leave it out")
+        arrays["source"][row] = found - part.samples.start

@@ -12,6 +12,7 @@ The key names the shard (five digits) and the place in it (four), so a shard hol
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 from collections import Counter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from webdataset.writer import TarWriter
 
 MAX_SAMPLES_PER_SHARD = 10_000
+CACHE = "LDM_CACHE"  # environment variable: the folder for what cannot be kept beside read-only shards
 
 
 def shard_path(folder: str | Path, shard: int) -> Path:
@@ -35,6 +37,15 @@ def shard_path(folder: str | Path, shard: int) -> Path:
 def sample_key(shard: int, index: int) -> str:
     """The key of the ``index``-th sample of a shard, e.g. ``000030017``."""
     return f"{shard:05d}{index:04d}"
+
+
+def index_path(shard: Path, *, cache: bool = False) -> Path:
+    """Where the index of a shard is kept: beside it, or, for shards that lie read-only, in a cache folder."""
+    if not cache:
+        return shard.with_suffix(".idx") if shard.suffix == ".tar" else shard.with_name(shard.name + ".idx")
+    root = os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ldm"
+    place = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:16]
+    return Path(root) / "index" / f"{place}-{shard.stem}.idx"
 
 
 def check_samples_per_shard(samples_per_shard: int) -> None:
@@ -123,6 +134,7 @@ class ShardWriter:
         path = shard_path(self.folder, self.shard)
         if path.exists():
             return
+        index_path(path).unlink(missing_ok=True)  # of a shard of this name that was here before
         from webdataset.writer import TarWriter  # here, because it brings torch with it
 
         partial = self._open.enter_context(written_whole(path))

@@ -56,10 +56,13 @@ class Stream(nn.Module):
 def attend(
     kernel: AttentionKernel, heads: Heads, *, mask: Tensor | None, rotation: Tensor | None = None
 ) -> Tensor:
-    """q (B, N, heads, d), k and v (B, M, heads, d), mask (B, M), rotation (M, d/2, 2) if N = M -> (B, N, width)."""
+    """q (B, N, heads, d), k and v (B, M, heads, d), mask (B, M), rotation (M, d/2, 2) -> (B, N, width).
+
+    The queries are of the last N of the M tokens.
+    """
     q, k, v = heads
     if rotation is not None:
-        q, k = rotate(q, rotation[:, None]), rotate(k, rotation[:, None])
+        q, k = rotate(q, rotation[-q.shape[1] :, None]), rotate(k, rotation[:, None])
     x = kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, heads, N, d)
     return x.transpose(1, 2).flatten(2)
 

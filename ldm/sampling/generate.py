@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -144,16 +144,21 @@ class Generation:
     ) -> Tensor:
         """One full batch: (batch_size, 3, fH, fW) uint8."""
         cond = conditioning(self.text_encoder, requests)
+        stride = self.codec.downsample
+        sizes = [request.sizes(latent_size[0] * stride, latent_size[1] * stride) for request in requests]
+        told = torch.tensor(sizes, dtype=torch.float32, device=cond.tokens.device)  # (batch_size, 6)
+        cond = replace(cond, sizes=told)
         scales = None
         if any(request.scale is not None for request in requests):
             own = float(getattr(self.guidance, "scale", 1.0))
             scales = [own if request.scale is None else request.scale for request in requests]
         uncond = None
         if self.guidance.needs_uncond or scales is not None:
-            uncond = self.text_encoder([request.negative for request in requests])
-        denoise = self.guidance(
-            diffusion, self.network, cond, uncond, scales=scales, weaker=self._weaker(requests, latent_size)
-        )
+            # Also without a prompt a picture has its size: the null condition is told the same.
+            negatives = encode(self.text_encoder, [request.negative for request in requests])
+            uncond = replace(negatives, sizes=told)
+        weaker = self._weaker(requests, told, latent_size)
+        denoise = self.guidance(diffusion, self.network, cond, uncond, scales=scales, weaker=weaker)
         noise = ImageNoise(
             seeds=[request.seed for request in requests],
             shape=(self.codec.channels, *latent_size),
@@ -166,11 +171,14 @@ class Generation:
         x = route(self.sampler, denoise, diffusion.schedule, times, noise=noise, on_step=on_step)
         return to_uint8(route.finish(self.codec.decode(x)))
 
-    def _weaker(self, requests: Sequence[Request], latent_size: tuple[int, int]) -> Denoiser | None:
+    def _weaker(
+        self, requests: Sequence[Request], sizes: Tensor, latent_size: tuple[int, int]
+    ) -> Denoiser | None:
         if self.guide is None:
             return None
         diffusion = self.guide.diffusion.for_latents((self.codec.channels, *latent_size))
-        return diffusion.denoiser(self.guide.network, conditioning(self.guide.text_encoder, requests))
+        cond = replace(conditioning(self.guide.text_encoder, requests), sizes=sizes)
+        return diffusion.denoiser(self.guide.network, cond)
 
     def _parts(self) -> list[object]:
         guide = [] if self.guide is None else [self.guide.network, self.guide.text_encoder]
@@ -179,13 +187,27 @@ class Generation:
 
 def conditioning(text_encoder: TextEncoder, requests: Sequence[Request]) -> Conditioning:
     """The prompts', B of them, each as far towards its second prompt as its blend says."""
-    cond = text_encoder([request.prompt for request in requests])
+    cond = encode(text_encoder, [request.prompt for request in requests])
     blends = [request.blend for request in requests]
     if all(blend is None for blend in blends):
         return cond
     others = [request.prompt if request.blend is None else request.blend.prompt for request in requests]
     fractions = torch.tensor([0.0 if blend is None else blend.fraction for blend in blends])
-    return between(cond, text_encoder(others), fractions)
+    return between(cond, encode(text_encoder, others), fractions)
+
+
+def encode(text_encoder: TextEncoder, captions: Sequence[str]) -> Conditioning:
+    """B captions -> Conditioning, each different one encoded once and alone.
+
+    Once, because a batch has one negative prompt, as a rule; alone, so that the last bits of a caption's embedding do
+    not depend on what else is asked for.
+    """
+    different = list(dict.fromkeys(captions))
+    each = Conditioning.concatenate([text_encoder([caption]) for caption in different])
+    if len(different) == len(captions):
+        return each
+    place = {caption: row for row, caption in enumerate(different)}
+    return each[torch.tensor([place[caption] for caption in captions], device=each.mask.device)]
 
 
 def to_uint8(images: Tensor) -> Tensor:

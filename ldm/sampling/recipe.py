@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Recipe:
     negative: str = ""
     scale: float | None = None  # the prompt's own guidance scale, in place of the guidance's
     blend: dict[str, Any] | None = None  # the fields of a ``Blend``
+    original_size: tuple[int, int] | None = None  # what a network with size conditioning was told
+    crop: tuple[int, int] = (0, 0)
     mode: dict[str, Any] = field(default_factory=lambda: {"_target_": "ldm.sampling.modes.Text"})
     inputs: dict[str, dict[str, str]] = field(
         default_factory=dict
@@ -54,7 +57,13 @@ class Recipe:
         """What the picture was asked for with."""
         blend = None if self.blend is None else Blend(**self.blend)
         return Request(
-            prompt=self.prompt, seed=self.seed, negative=self.negative, scale=self.scale, blend=blend
+            prompt=self.prompt,
+            seed=self.seed,
+            negative=self.negative,
+            scale=self.scale,
+            blend=blend,
+            original_size=self.original_size,
+            crop=self.crop,
         )
 
     def to_json(self) -> str:
@@ -66,11 +75,22 @@ class Recipe:
         try:
             plain = json.loads(text)
             recipe = Recipe(**plain)
-            height, width = recipe.latent_size
+            recipe = dataclasses.replace(
+                recipe,
+                latent_size=_pair(recipe.latent_size),
+                original_size=None if recipe.original_size is None else _pair(recipe.original_size),
+                crop=_pair(recipe.crop),
+            )
             recipe.request()
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a recipe this version understands ({error})") from error
-        return dataclasses.replace(recipe, latent_size=(int(height), int(width)))
+        return recipe
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    """As json gives it back -> as it was."""
+    first, second = values
+    return int(first), int(second)
 
 
 def part_to_plain(part: Any) -> dict[str, Any]:

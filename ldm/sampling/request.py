@@ -45,6 +45,9 @@ class Request:
         negative: What guidance compares with; the empty text is the null condition.
         scale: This picture's own guidance scale; None for the guidance's.
         blend: Towards which other prompt and noise it lies; None for none.
+        original_size: (height, width) that networks with size conditioning are told the picture had before it was
+            resized (SDXL: 2307.01952, section 2.2): large ones ask for detail; None for the size it is made in.
+        crop: (top, left) that such networks are told was cut off.
     """
 
     prompt: str
@@ -52,3 +55,9 @@ class Request:
     negative: str = ""
     scale: float | None = None
     blend: Blend | None = None
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+
+    def sizes(self, height: int, width: int) -> tuple[int, ...]:
+        """The six numbers of ``Conditioning.sizes`` for a picture made in this size."""
+        return (*(self.original_size or (height, width)), *self.crop, height, width)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.interfaces import Conditioning
+from ldm.text.contract import hash_contract
 
 
 class ClassLabels(nn.Module):
@@ -52,6 +53,8 @@ class ClassLabels(nn.Module):
         self.width = 0
         self.pooled_width = 0
         self.length = 1
+        self.contract = {"encoder": "ClassLabels", "names": list(names)}
+        self.content_hash = hash_contract(self.contract)
         self.register_buffer("here", torch.empty(0), persistent=False)  # follows the module to its device
         self.here: Tensor
 

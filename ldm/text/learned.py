@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import AttentionKernel, SelfAttention
 from ldm.nn.layers import Activation, FeedForward
+from ldm.text.contract import hash_contract
+from ldm.text.tokenizers import CutCaptions, capped
 
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -119,6 +121,14 @@ class LearnedTextEncoder(nn.Module):
         self.pooled_width = width
         self.length = length
         self.num_buckets = num_buckets
+        self.contract = {
+            "encoder": "LearnedTextEncoder",
+            "width": width,
+            "length": length,
+            "num_buckets": num_buckets,
+        }
+        self.content_hash = hash_contract(self.contract)
+        self.cut = CutCaptions()
         self.start = nn.Parameter(torch.randn(width))
         self.embedding = nn.EmbeddingBag(num_buckets, width, mode="sum")
         # as large as words: with small ones the order of words, and so what belongs to what, is learned late
@@ -135,12 +145,18 @@ class LearnedTextEncoder(nn.Module):
         ids = torch.zeros(len(captions), self.length - 1, 2, dtype=torch.int64)
         mask = torch.zeros(len(captions), self.length, dtype=torch.bool)
         mask[:, 0] = True
-        for row, caption in enumerate(captions):
-            pairs = [buckets(word, self.num_buckets) for word in words(caption)[: self.length - 1]]
+        found = [words(capped(caption, self.length)) for caption in captions]
+        self.cut.note(captions, [len(row) + 1 for row in found], self.length)
+        for row, caption_words in enumerate(found):
+            pairs = [buckets(word, self.num_buckets) for word in caption_words[: self.length - 1]]
             if pairs:
                 ids[row, : len(pairs)] = torch.tensor(pairs)
                 mask[row, 1 : 1 + len(pairs)] = True
         return ids, mask
+
+    def shares_cut(self) -> dict[str, float]:
+        """Which share of the captions so far was cut: {"": share}."""
+        return {"": self.cut.share}
 
     def forward(self, captions: Sequence[str]) -> Conditioning:
         """Captions, B of them -> tokens (B, L, D), mask (B, L), pooled (B, D); L is ``length`` for every batch."""

@@ -4,6 +4,8 @@ On disk a checkpoint is a folder, see ``folders.py``; single ``.ckpt`` files of 
 it holds besides Lightning's own entries (``state_dict``, ``optimizer_states``, ``loops``,
 ``callbacks``)::
 
+    text_contract what the text encoder was: see ``ldm/text/contract.py``
+    codec_hash    of the autoencoder whose latents it was trained on
     images_seen   how many pictures the training had seen, over all processes
     ema           {"network": state_dict, ...} averaged weights of the trained parts, when averaging was on
     other_averages  {name: the same, ...} where there were several
@@ -159,7 +161,7 @@ def load_weights(module: nn.Module, checkpoint: dict[str, Any], *, weights: str 
     if weights not in ("ema", "online"):
         raise ValueError(f"weights={weights!r} is not known: say 'ema' or 'online'")
     checkpoint = dict(checkpoint)
-    module.on_load_checkpoint(checkpoint)  # type: ignore[operator]  # as Lightning would; may add the frozen codec
+    module.on_load_checkpoint(checkpoint)  # type: ignore[operator]  # as Lightning would; may add frozen parts
     module.load_state_dict(checkpoint["state_dict"])
     averaged = checkpoint.get("ema")
     if weights == "online" or averaged is None:

@@ -6,6 +6,7 @@ Read next: ``ldm/diffusion/diffusion.py``, where the loss is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,10 +16,19 @@ from torch import Tensor, nn
 from ldm import randomness
 from ldm.diffusion.diffusion import Diffusion
 from ldm.diffusion.schedules import log_snr
-from ldm.interfaces import Batch, Guidance, LatentCodec, Sampler, TextEncoder
+from ldm.interfaces import (
+    Batch,
+    Conditioning,
+    CountsCutCaptions,
+    Guidance,
+    LatentCodec,
+    Sampler,
+    TextEncoder,
+)
 from ldm.nn.blocks import Execution
 from ldm.sampling.generate import Generation
 from ldm.sampling.grids import Grid
+from ldm.text.contract import refuse_other
 from ldm.training.module import TrainingModule
 from ldm.training.noise_levels import BY_LOG_SNR, LossByNoise
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe
@@ -32,7 +42,7 @@ class DiffusionModule(TrainingModule):
     Args:
         diffusion: Schedule, parameterization, law of t and loss. Weights of its uncertainty, if any, are trained too.
         network: The denoising network.
-        text_encoder: Captions -> Conditioning.
+        text_encoder: Captions -> Conditioning. Where it is frozen it is not written into checkpoints, its contract is.
         codec: Frozen autoencoder; neither trained nor written into checkpoints, but its hash is.
         optimizer: Recipe over the trained parts.
         lr_schedule: Factor on the learning rate as a function of the images seen.
@@ -106,18 +116,23 @@ class DiffusionModule(TrainingModule):
         kept = (
             randomness.uniform(self.seed, "caption dropout", batch.keys, batch.visits) >= self.caption_dropout
         )
-        captions = [
-            caption if keep else "" for caption, keep in zip(batch.captions, kept.tolist(), strict=True)
-        ]
         u = randomness.uniform(self.seed, "time", batch.keys, batch.visits)
-        losses, _ = self.losses(batch, captions, u, purpose="noise")
+        losses, _ = self.losses(batch, kept, u, purpose="noise")
         loss = losses.mean()
         self.log_step({"train/loss": loss}, batch)
+        self.log_cut_captions(len(batch))
         self.count(batch)
         return loss
 
-    def losses(self, batch: Batch, captions: list[str], u: Tensor, *, purpose: str) -> tuple[Tensor, Tensor]:
-        """Loss and log-SNR of each sample, (B,) each; captions as given, times by the quantiles u (B,), keyed noise."""
+    def log_cut_captions(self, batch_size: int) -> None:
+        """Which share of the captions so far had more words than the text encoder takes."""
+        if isinstance(self.text_encoder, CountsCutCaptions):
+            for encoder, share in self.text_encoder.shares_cut().items():
+                name = f"train/captions_cut/{encoder}".rstrip("/")
+                self.log(name, share, batch_size=batch_size, sync_dist=True)
+
+    def losses(self, batch: Batch, kept: Tensor, u: Tensor, *, purpose: str) -> tuple[Tensor, Tensor]:
+        """Loss and log-SNR of each sample, (B,) each: captions where ``kept`` (B,), times by the quantiles u (B,)."""
         x0 = self.clean_latents(batch, purpose=f"{purpose} of the posterior")  # (B, C, H, W)
         channels, height, width = x0.shape[1:]
         diffusion = self.diffusion.for_latents((channels, height, width))
@@ -130,14 +145,24 @@ class DiffusionModule(TrainingModule):
         eps = diffusion.training_noise(x0, eps, more_noise)
         # On the CPU, where the draws are: the same times for every device, and laws by bisection need not wait for one.
         t = diffusion.times(u, slots=batch.slots, num_slots=batch.num_slots).to(x0.device)  # (B,)
-        cond = self.text_encoder(captions)
+        cond = self.conditioning(batch, kept)
         loss = diffusion.loss(self.network, x0, cond, eps=eps, t=t)
         return loss, log_snr(diffusion.schedule, t)
+
+    def conditioning(self, batch: Batch, kept: Tensor) -> Conditioning:
+        """What the network is told: the captions, or none where ``kept`` (B,) is False, and how pictures were cut."""
+        if batch.text is not None:
+            cond = batch.text.conditioning(kept)
+        else:
+            cond = self.text_encoder(
+                [caption if keep else "" for caption, keep in zip(batch.captions, kept.tolist(), strict=True)]
+            )
+        return replace(cond, sizes=batch.sizes)
 
     def clean_latents(self, batch: Batch, *, purpose: str) -> Tensor:
         """x0 (B, C, H, W), from cached moments where the batch carries them, else from its pictures."""
         if batch.moments is not None:
-            moments = batch.moments
+            moments = batch.moments.float()
         elif batch.images is not None:
             moments = self.codec.moments(batch.images)
         else:
@@ -152,7 +177,8 @@ class DiffusionModule(TrainingModule):
         """The same pictures with the same noise and times each time: times stratified over the validation set."""
         u = torch.full((len(batch),), 0.5)
         t_quantiles = (torch.tensor(batch.slots) + u) / batch.num_slots
-        losses, levels = self.losses(batch, batch.captions, t_quantiles, purpose="validation noise")
+        kept = torch.ones(len(batch), dtype=torch.bool)
+        losses, levels = self.losses(batch, kept, t_quantiles, purpose="validation noise")
         self.log("val/loss", losses.mean(), batch_size=len(batch), on_epoch=True, sync_dist=True)
         self.noise_levels.add(losses, levels)
         return None
@@ -190,11 +216,25 @@ class DiffusionModule(TrainingModule):
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
+    @property
+    def text_contract(self) -> dict[str, Any]:
+        return dict(getattr(self.text_encoder, "contract", {}))
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """What has weights of its own that no checkpoint needs: they come from where they came from."""
+        parts = {"codec": self.codec, "text_encoder": self.text_encoder}
+        trained = self.parts()
+        return {
+            name: part for name, part in parts.items() if isinstance(part, nn.Module) and name not in trained
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["codec_hash"] = self.codec.content_hash
+        checkpoint["text_contract"] = self.text_contract
+        frozen = tuple(f"{name}." for name in self.frozen_parts())
         weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: x for name, x in weights.items() if not name.startswith("codec.")}
+        checkpoint["state_dict"] = {name: x for name, x in weights.items() if not name.startswith(frozen)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         made_with = checkpoint["codec_hash"]
@@ -203,7 +243,9 @@ class DiffusionModule(TrainingModule):
                 f"this denoiser was trained on the latents of autoencoder {made_with[:12]}, but the codec now is "
                 f"{self.codec.content_hash[:12]}: give the one it was trained with by codec.path=..."
             )
+        if contract := checkpoint.get("text_contract"):
+            refuse_other(contract, self.text_contract, what="this denoiser")
         super().on_load_checkpoint(checkpoint)
-        if isinstance(self.codec, nn.Module):
-            frozen = {f"codec.{name}": x for name, x in self.codec.state_dict().items()}
+        for part, module in self.frozen_parts().items():
+            frozen = {f"{part}.{name}": x for name, x in module.state_dict().items()}
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **frozen}

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.progress import track
 
-from ldm.data.pipeline import BatchLoader
+from ldm.data.loading import BatchLoader
 from ldm.interfaces import Batch
 from ldm.training.accumulation import InPieces
 from ldm.training.autoencoder_module import AutoencoderModule

@@ -106,7 +106,8 @@ class Reconstructions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         missing = self.num_pictures - sum(len(images) for images in self._originals)
-        if missing > 0 and trainer.is_global_zero:
+        shape = self._originals[0].shape[1:] if self._originals else batch.images.shape[1:]
+        if missing > 0 and trainer.is_global_zero and batch.images.shape[1:] == shape:  # of the first bucket
             self._originals.append(batch.images[:missing])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

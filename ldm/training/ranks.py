@@ -6,12 +6,14 @@ depend on how many there are: its noise is its own and its neighbours in the bat
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -126,6 +128,42 @@ def launcher() -> ClusterEnvironment | None:
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
+
+
+def environment() -> dict[str, Any]:
+    """What a trainer must be told of the launcher: that Slurm's signals are not Lightning's to answer."""
+    found = launcher()
+    return {"plugins": [found]} if isinstance(found, SLURMEnvironment) else {}
+
+
+def check_launch(*, processes: int, num_nodes: int) -> None:
+    """Whether what started this process started as many as the training wants, and whether they can find each other.
+
+    Raises:
+        ValueError: Another number of processes, no launcher for several machines, or the first one is not to be found.
+    """
+    environment = launcher()
+    if environment is not None:
+        started = environment.world_size()
+        if started != processes:
+            name = "srun" if isinstance(environment, SLURMEnvironment) else "torchrun"
+            raise ValueError(
+                f"{name} started {started} processes, but the trainer wants {processes}: give "
+                f"trainer.devices=<processes per machine> trainer.num_nodes=<machines> as they were started"
+            )
+        if started > 1:
+            check_master(
+                environment.main_address, environment.main_port, is_main=environment.global_rank() == 0
+            )
+    elif num_nodes > 1:
+        lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+        if lacking:
+            raise ValueError(
+                f"trainer.num_nodes={num_nodes} needs all machines to be told of each other: start by srun (see "
+                f"slurm/train.sbatch) or torchrun, or set {', '.join(lacking)} on each of them"
+            )
+        first = os.environ["NODE_RANK"] == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
+        check_master(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_main=first)
 
 
 def check_master(address: str, port: int, *, is_main: bool, patience: float = PATIENCE) -> None:

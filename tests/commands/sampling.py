@@ -72,6 +72,8 @@ def sample(run: Path | str | None, **given: Any) -> None:
         "num_images": None,
         "num_steps": None,
         "image_size": None,
+        "original_size": None,
+        "crop": [0, 0],
         "batch_size": 4,
         "sampler": FromRun(),
         "grid": FromRun(),

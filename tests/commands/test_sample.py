@@ -53,6 +53,8 @@ def test_every_picture_can_be_made_again_bit_for_bit(
         sampler=DDIM(eta=1.0),
         guidance=ClassifierFree(scale=2.0),
         image_size=[8, 16],
+        original_size=[100, 200],
+        crop=[3, 4],
         out=str(tmp_path / "first"),
     )
     for file in pictures(tmp_path / "first"):
@@ -61,6 +63,8 @@ def test_every_picture_can_be_made_again_bit_for_bit(
         with Image.open(file) as one, Image.open(made) as other:
             assert (np.array(one) == np.array(other)).all()
         assert read_recipe(made) == read_recipe(file)
+        assert read_recipe(made).request().original_size == (100, 200)
+        assert read_recipe(made).request().crop == (3, 4)
         made.unlink()
     assert capsys.readouterr().out.count("bit for bit") == 6
 
@@ -120,6 +124,8 @@ def test_a_spoiled_picture_is_told_from_the_same(run: Path, capsys: pytest.Captu
         ({"prompts": ["a"], "num_steps": 0}, "num_steps=0"),
         ({"prompts": ["a"], "image_size": 7}, "multiples of 2"),
         ({"prompts": ["a"], "image_size": [8, 8, 8]}, "multiples of 2"),
+        ({"prompts": ["a"], "original_size": [8]}, "original_size=.8. must be"),
+        ({"prompts": ["a"], "crop": [0, -1]}, "crop=.0, -1. must be"),
         ({"prompts": ["a"], "from_image": "x.png"}, "leave out prompts"),
         ({"trace": True, "from_image": "x.png"}, "leave out .* trace"),
         ({"prompts": ["a", "b"], "trace": True}, "trace=true shows how one picture came about, and 2 are"),

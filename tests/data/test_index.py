@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ldm.data.index import SampleIndex, build_index, report
+from ldm.data.scan import samples_of
 from ldm.data.shards import ShardWriter, find_shards
-
-
-def tar(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.USTAR_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=kind) as file:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
-
-
-def numbered(num: int) -> list[tuple[str, bytes]]:
-    """Members whose contents name their sample, so that a wrong pairing shows."""
-    return [
-        (f"s{i}.{part}", f"{part} of s{i}".encode() * (1 + 40 * (part == "png")))
-        for i in range(num)
-        for part in ("json", "png", "txt")
-    ]
+from ldm.data.tar import members
+from tests.data.made import numbered, tar
 
 
 def assert_rightly_paired(index: SampleIndex) -> None:
@@ -68,33 +53,52 @@ def test_long_and_foreign_names_in_every_kind_of_tar(tmp_path: Path, kind: int) 
     names = ["short", "folder/deep/inside", "x" * 90]
     if kind != tarfile.USTAR_FORMAT:
         names += ["y" * 200, "größe", "b/" + "z" * 150]
-    members = [(f"{name}.{part}", f"{part} {name}".encode()) for name in names for part in ("jpeg", "txt")]
-    path = tar(tmp_path / "a.tar", members, kind)
+    parts = [(f"{name}.{part}", f"{part} {name}".encode()) for name in names for part in ("jpeg", "txt")]
+    path = tar(tmp_path / "a.tar", parts, kind)
     index = build_index([path])
     assert [index.key(i) for i in range(len(index))] == [f"a/{name}" for name in names]
     assert [index.read(i, "txt") for i in range(len(index))] == [f"txt {name}".encode() for name in names]
     assert not index.skipped
 
 
+def whole_tar(path: Path, names: list[tuple[str, bytes]], kind: int) -> bytes:
+    """A tar up to its end mark; what follows is padding."""
+    data = tar(path, names, kind).read_bytes()
+    return data[: -(-len(data.rstrip(b"\0")) // 512) * 512 + 1024]
+
+
+def test_a_tar_cut_at_any_byte_is_reported_and_never_mispairs(tmp_path: Path) -> None:
+    whole = whole_tar(tmp_path / "whole.tar", numbered(3), tarfile.USTAR_FORMAT)
+    for cut in range(1, len(whole)):
+        found, damage = members(tmp_path, whole[:cut])
+        assert damage, cut
+        for key, sample in samples_of(found)[0].items():
+            for part, (offset, size) in sample.items():
+                assert whole[offset : offset + size].startswith(
+                    f"{'png' if part == 'picture' else part} of {key}".encode()
+                )
+    found, damage = members(tmp_path, whole)
+    assert not damage and len(samples_of(found)[0]) == 3 and not samples_of(found)[1]
+
+
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
-def test_a_tar_cut_anywhere_is_reported_and_never_mispairs(tmp_path: Path, kind: int) -> None:
-    members = numbered(3) if kind == tarfile.USTAR_FORMAT else [("é" + n, d) for n, d in numbered(3)]
-    whole = tar(tmp_path / "whole.tar", members, kind).read_bytes()
-    end = len(whole.rstrip(b"\0"))
-    end = -(-end // 512) * 512 + 1024  # all members and the end mark; what follows is padding
-    path = tmp_path / "cut.tar"
-    for cut in range(0, end, 127):
+def test_a_cut_tar_is_reported_through_its_index(tmp_path: Path, kind: int) -> None:
+    names = numbered(3) if kind == tarfile.USTAR_FORMAT else [("\u00e9" + n, d) for n, d in numbered(3)]
+    whole = whole_tar(tmp_path / "whole.tar", names, kind)
+    for cut in range(0, len(whole), 997):
+        path = tmp_path / f"{cut}.tar"
         path.write_bytes(whole[:cut])
         try:
             index = build_index([path])
         except ValueError as error:
-            assert "cut.tar" in str(error)
+            assert path.name in str(error)
             continue
         assert index.skipped, cut
         if kind == tarfile.USTAR_FORMAT:
             assert_rightly_paired(index)
-    path.write_bytes(whole[:end])
-    assert len(build_index([path])) == 3 and not build_index([path]).skipped
+    (tmp_path / "all.tar").write_bytes(whole)
+    index = build_index([tmp_path / "all.tar"])
+    assert len(index) == 3 and not index.skipped
 
 
 def test_rubbish_in_the_middle_ends_the_reading_of_that_shard_only(tmp_path: Path) -> None:
@@ -109,7 +113,7 @@ def test_rubbish_in_the_middle_ends_the_reading_of_that_shard_only(tmp_path: Pat
 
 
 def test_what_does_not_form_a_sample_is_listed_with_its_reason(tmp_path: Path) -> None:
-    members = [
+    names = [
         ("good.png", b"1"), ("good.txt", b"good"),
         ("picture.png", b"2"),
         ("text.txt", b"3"),
@@ -117,7 +121,7 @@ def test_what_does_not_form_a_sample_is_listed_with_its_reason(tmp_path: Path) -
         ("two.png", b"6"), ("two.jpg", b"6"), ("two.txt", b"6"),
         ("far.PNG", b"7"), ("README", b""), ("far.txt", b"far"),
     ]  # fmt: skip
-    index = build_index([tar(tmp_path / "a.tar", members)])
+    index = build_index([tar(tmp_path / "a.tar", names)])
     assert [(index.key(i), index.read(i, "txt")) for i in range(len(index))] == [
         ("a/good", b"good"),
         ("a/far", b"far"),
@@ -133,9 +137,33 @@ def test_what_does_not_form_a_sample_is_listed_with_its_reason(tmp_path: Path) -
     assert "5 things" in report(index.skipped) and "a.tar, picture: has no caption" in report(index.skipped)
 
 
-def test_captions_in_json_need_a_json(tmp_path: Path) -> None:
-    path = tar(tmp_path / "a.tar", [("a.png", b""), ("a.txt", b""), ("b.png", b""), ("b.json", b"{}")])
-    assert build_index([path], caption_part="json").key(0) == "a/b"
+def test_a_caption_is_a_text_in_any_of_the_fields(tmp_path: Path) -> None:
+    jsons = {
+        "b": b'{"said": "x"}',
+        "c": b'{"said": ["", " "]}',
+        "d": b'{"said": ["", "y"]}',
+        "e": b"{",
+        "f": b'{"said": 3}',
+    }
+    members = [("a.png", b""), ("a.txt", b"z"), ("g.png", b""), ("g.txt", b" \n")]
+    members += [
+        member for key, data in jsons.items() for member in ((f"{key}.png", b""), (f"{key}.json", data))
+    ]
+    path = tar(tmp_path / "a.tar", members)
+
+    def keys(**options: Any) -> str:
+        index = build_index([path], **options)
+        return "".join(index.key(i)[-1] for i in range(len(index)))
+
+    assert keys() == "a" and keys(caption_fields=["said"]) == "bd"
+    assert keys(caption_fields=["said", "txt"]) == "abd"
+    assert keys(caption_fields=None) == keys(missing="empty") == "agbcdef"
+    with pytest.raises(
+        ValueError, match=r"6 samples of a.tar have no caption in 'txt', the first is g .*in txt, said"
+    ):
+        build_index([path], missing="error")
+    with pytest.raises(ValueError, match="texts there are in said, txt: set caption_field"):
+        build_index([path], caption_fields=["text"])
 
 
 def test_no_sound_sample_at_all_is_an_error(tmp_path: Path) -> None:
@@ -145,15 +173,15 @@ def test_no_sound_sample_at_all_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_changes_with_the_contents_but_not_with_the_place(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    (tmp_path / "y").mkdir()
-    members = numbered(3)
-    first = build_index([tar(tmp_path / "x" / "a.tar", members)]).fingerprint
-    assert build_index([tar(tmp_path / "y" / "a.tar", members)]).fingerprint == first
+    names = numbered(3)
     others = [
-        members[:-3],
-        [*members[:-1], ("s2.txt", b"longer than before")],
-        [("r" + n[1:], d) for n, d in members],
+        names[:-3],
+        [*names[:-1], ("s2.txt", b"longer than before")],
+        [("r" + n[1:], d) for n, d in names],
     ]
-    for other in others:
-        assert build_index([tar(tmp_path / "y" / "a.tar", other)]).fingerprint != first
+    fingerprints = []
+    for number, contents in enumerate([names, names, *others]):
+        (tmp_path / str(number)).mkdir()
+        path = tar(tmp_path / str(number) / "a.tar", contents)
+        fingerprints.append(build_index([path]).fingerprint)
+    assert fingerprints[0] == fingerprints[1] and len(set(fingerprints)) == 4

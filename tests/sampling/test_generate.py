@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldm.diffusion.schedules import Cosine
-from ldm.interfaces import NoiseSchedule, Sampler
+from ldm.interfaces import Conditioning, NoiseSchedule, Sampler
 from ldm.sampling.generate import Guide, to_uint8
 from ldm.sampling.guidance import Autoguidance, ClassifierFree, Unguided
 from ldm.sampling.guidance_projected import APG
@@ -63,6 +63,30 @@ def test_prompt_and_seed_both_count() -> None:
     it = generation()
     a, b, c = it.images(["one", "two", "one"], [0, 0, 1], latent_size=SIZE, batch_size=4)
     assert not torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_size_conditioning_is_the_pictures_own_size_and_the_same_without_a_prompt() -> None:
+    told: list[torch.Tensor] = []
+
+    class Watched(Network):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+            assert cond.sizes is not None
+            told.append(cond.sizes)
+            return super().forward(x, t, cond)
+
+    it = dataclasses.replace(generation(), network=Watched())
+    it = dataclasses.replace(
+        it, guide=Guide(diffusion=it.diffusion, network=it.network, text_encoder=it.text_encoder)
+    )
+    for guidance in (ClassifierFree(scale=3.0), Autoguidance(run="x", scale=2.0)):
+        told.clear()
+        asked = [
+            Request(prompt="a", seed=0),
+            Request(prompt="b", seed=0, original_size=(99, 70), crop=(5, 6)),
+        ]
+        dataclasses.replace(it, guidance=guidance).pictures(asked, latent_size=(4, 8), batch_size=2)
+        expected = [[8, 16, 0, 0, 8, 16], [99, 70, 5, 6, 8, 16]]
+        assert told and all(sizes.tolist() in (expected, expected * 2) for sizes in told)
 
 
 def test_modules_are_left_in_the_mode_they_were_in_and_without_gradients() -> None:

@@ -18,7 +18,7 @@ from ldm.diffusion.time_samplers import LogitNormal, LogNormalSigma, Stratified
 from ldm.diffusion.training_noise import Immiscible, NoiseOffset
 from ldm.diffusion.uncertainty import LearnedUncertainty
 from ldm.diffusion.weightings import Unweighted
-from ldm.interfaces import Batch, Conditioning
+from ldm.interfaces import Batch, Conditioning, EncodedText
 from ldm.sampling.grids import Uniform
 from ldm.sampling.guidance import Unguided
 from ldm.sampling.samplers import Euler
@@ -29,6 +29,8 @@ from ldm.training.optim import AdamW, ConstantRate
 from ldm.training.run import RunFolder
 from ldm.training.saving import Checkpoints
 from tests.training.tiny import SIDE, batch_at, fit
+
+ALL = torch.ones(4, dtype=torch.bool)  # captions kept
 
 
 class Captions(nn.Module):
@@ -78,7 +80,7 @@ def module(**parts: Any) -> DiffusionModule:
 def noises(it: DiffusionModule, batch: Batch) -> Tensor:
     """eps (B, 3, 8, 8) as a step uses it, read off what the network is shown."""
     u = torch.full((len(batch),), 0.9)
-    it.losses(batch, batch.captions, u, purpose="noise")
+    it.losses(batch, ALL[: len(batch)], u, purpose="noise")
     x_t, t = it.network.asked[-1]
     t = t.reshape(-1, 1, 1, 1)
     assert batch.images is not None
@@ -144,7 +146,7 @@ def test_a_law_in_sigma_and_a_shift_by_shape_meet_in_the_step() -> None:
         schedule=Shifted(schedule=RectifiedFlow(), shift=DimensionShift(base_dim=48)),
         time_sampler=LogNormalSigma(mean=-1.2, std=1.2),
     )
-    it.losses(batch_at(0), [""] * 4, torch.full((4,), 0.5), purpose="noise")
+    it.losses(batch_at(0), ALL, torch.full((4,), 0.5), purpose="noise")
     _, told = it.network.asked[-1]
     torch.testing.assert_close(told / (1 - told), torch.full((4,), -1.2).exp())
 
@@ -154,5 +156,52 @@ def test_a_law_in_sigma_and_a_shift_by_shape_meet_in_the_step() -> None:
 )
 def test_a_step_can_be_repeated(parts: dict[str, Any]) -> None:
     u = torch.linspace(0.1, 0.9, 4)
-    one, other = (module(**parts).losses(batch_at(4), [""] * 4, u, purpose="noise")[0] for _ in range(2))
+    one, other = (module(**parts).losses(batch_at(4), ALL, u, purpose="noise")[0] for _ in range(2))
     assert torch.equal(one, other)
+
+
+# --- what the network is told ----------------------------------------------------------------------------------------
+
+
+def told(it: DiffusionModule, batch: Batch, kept: Tensor) -> Conditioning:
+    seen: list[Conditioning] = []
+    it.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[2]))
+    it.losses(batch, kept, torch.full((len(batch),), 0.5), purpose="noise")
+    return seen[0]
+
+
+def encoded(num: int, value: float) -> Conditioning:
+    rows = torch.arange(num)[:, None, None] + value
+    return Conditioning(
+        tokens=rows.expand(num, 3, 2).half(),
+        mask=torch.arange(3).expand(num, 3) <= torch.arange(num)[:, None],
+        pooled=rows[:, 0].expand(num, 2).half(),
+    )
+
+
+def test_text_made_beforehand_is_told_in_place_of_captions_and_dropped_with_them() -> None:
+    it = module()
+    it.text_encoder = None  # nobody asks it
+    cached = EncodedText(captions=encoded(4, 10.0), null=encoded(1, -5.0))
+    cond = told(it, replace(batch_at(0), text=cached), torch.tensor([True, False, True, False]))
+    assert cond.tokens.dtype == cond.pooled.dtype == torch.float32
+    assert cond.tokens[:, 0, 0].tolist() == [10, -5, 12, -5] == cond.pooled[:, 0].tolist()
+    assert cond.mask.sum(1).tolist() == [1, 1, 3, 1]
+
+
+def test_the_network_is_told_how_pictures_were_cut_also_without_caption() -> None:
+    sizes = torch.arange(24.0).reshape(4, 6)
+    batch = replace(batch_at(0), sizes=sizes)
+    for kept in (ALL, ~ALL):
+        assert torch.equal(told(module(), batch, kept).sizes, sizes)
+    cached = EncodedText(captions=encoded(4, 0.0), null=encoded(1, 0.0))
+    assert torch.equal(told(module(), replace(batch, text=cached), ~ALL).sizes, sizes)
+    assert told(module(), batch_at(0), ALL).sizes is None
+
+
+def test_a_batch_moves_with_all_it_carries() -> None:
+    cached = EncodedText(captions=encoded(4, 0.0), null=encoded(1, 0.0))
+    moved = replace(batch_at(0), text=cached, sizes=torch.zeros(4, 6)).to("meta")
+    assert moved.images.is_meta and moved.sizes.is_meta
+    assert moved.text.captions.mask.is_meta and moved.text.null.tokens.is_meta
+    assert moved.keys == batch_at(0).keys

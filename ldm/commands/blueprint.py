@@ -1,0 +1,106 @@
+"""What a training trains, without weights: its networks on the meta device, from the composed config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ldm.codecs.kl import describe_autoencoder
+from ldm.commands.blueprint_text import planned_text
+from ldm.nn.autoencoder_base import Autoencoder
+from ldm.planning.standins import PlannedCodec
+from ldm.planning.subjects import AutoencoderSubject, DiffusionSubject, Subject
+
+PUBLISHED = {4: "kl_sd", 16: "kl_sd3", 32: "dc_f32"}  # autoencoders of networks/, by latent channels
+GPU_ONLY = ("ldm.nn.attention.XFormers", "ldm.nn.attention.Flex")
+FUSED = "ldm.nn.attention.SDPA"
+
+
+def blueprint(config: DictConfig, *, configs: Path) -> tuple[Subject, list[str]]:
+    """What a training trains, and what had to be assumed for want of files.
+
+    Lightning is not asked, which would take longer to import than all the rest.
+
+    Args:
+        config: A training's, checked.
+        configs: The folder of all configs, where published autoencoders are described.
+
+    Raises:
+        ValueError: A task of a kind that is not known here, or parts that do not fit each other.
+    """
+    task = without_gpu_kernels(config.task)
+    image_size = int(config.data.image_size)
+    if "autoencoder" in task:
+        with torch.device("meta"):
+            autoencoder = built(task.autoencoder)
+        terms = {str(name): built(term) for name, term in task.terms.items()}
+        return AutoencoderSubject(autoencoder=autoencoder, terms=terms, image_size=image_size), []
+    if not {"diffusion", "network", "text_encoder", "codec"} <= set(task):
+        raise ValueError(f"{task['_target_']} cannot be planned: its step is not known here")
+    codec, note = planned_codec(task.codec, task.network, configs)
+    with torch.device("meta"):
+        network = built(task.network)
+    text_encoder = planned_text(task.text_encoder)
+    diffusion = built(task.diffusion)
+    if isinstance(diffusion.uncertainty, nn.Module):
+        diffusion.uncertainty.to("meta")
+    subject = DiffusionSubject(
+        diffusion=diffusion,
+        network=network,
+        text_encoder=text_encoder,
+        codec=codec,
+        image_size=image_size,
+        from_pictures="folder" not in config.data,
+    )
+    return subject, [note] if note else []
+
+
+def built(config: DictConfig) -> Any:
+    return instantiate(config, _convert_="all")
+
+
+def planned_codec(config: DictConfig, network: DictConfig, configs: Path) -> tuple[Any, str]:
+    """The codec without its weights, and a note where its file is not there to say what it is."""
+    if "path" not in config:
+        with torch.device("meta"):
+            return built(config), ""
+    path = Path(config.path)
+    if path.is_file():
+        kind, architecture, contract = describe_autoencoder(path)
+        with torch.device("meta"):
+            return PlannedCodec(kind(**architecture), downsample=contract.downsample), ""
+    channels = int(network.in_channels)
+    if channels not in PUBLISHED:
+        raise ValueError(
+            f"codec.path={path} is not there, and no published autoencoder has {channels} latent channels "
+            f"(network.in_channels): train or import the autoencoder first"
+        )
+    choice = PUBLISHED[channels]
+    described = OmegaConf.load(configs / "network" / f"{choice}.yaml")
+    with torch.device("meta"):
+        autoencoder: Autoencoder = built(described)
+        return (
+            PlannedCodec(autoencoder, downsample=autoencoder.downsample),
+            f"{path} is not there: reckoned with the autoencoder network={choice}",
+        )
+
+
+def without_gpu_kernels(config: DictConfig) -> DictConfig:
+    """Attention kernels that refuse to be built without a GPU, replaced by one that keeps and computes the same."""
+
+    def replaced(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            if node.get("_target_") in GPU_ONLY:
+                return {"_target_": FUSED}
+            return {key: replaced(value) for key, value in node.items()}
+        return [replaced(value) for value in node] if isinstance(node, list) else node
+
+    plain = OmegaConf.create(replaced(OmegaConf.to_container(config, resolve=True)))
+    assert isinstance(plain, DictConfig)
+    return plain

@@ -1,0 +1,159 @@
+"""Latents, and perhaps text, made beforehand and read back as Batch: the same batches as from the pictures."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldm.data.buckets import Assignment
+from ldm.data.cache import CacheFile
+from ldm.data.latents import contract_for, latent_parts
+from ldm.data.loading import BatchLoader
+from ldm.data.order import Order
+from ldm.data.parts import Part, missing
+from ldm.data.pipeline import ShardDataset, pieces_of
+from ldm.data.strings import Strings
+from ldm.data.text_cache import TextCache
+from ldm.interfaces import Batch
+
+MOST_OPEN = 8192  # maps at a time; an operating system allows about 65,000
+
+
+class LatentDataset:
+    """Latents by sample number, read in batches; files are mapped, so memory is the operating system's business.
+
+    Args:
+        folder: that ``ldm.data.latents.encode`` wrote.
+        pictures: the data set they were made from; says what captions are drawn, too.
+        codec_hash: of the codec that will decode what is learned on them.
+        text: embeddings of the captions, made beforehand; None where captions are encoded in training.
+
+    Raises:
+        FileNotFoundError: latents are missing.
+        ValueError: they were made with another autoencoder, or in another way.
+    """
+
+    def __init__(
+        self, folder: str | Path, pictures: ShardDataset, *, codec_hash: str, text: TextCache | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        contract_for(codec_hash, pictures).check(self.folder)
+        self.parts = latent_parts(pictures)
+        lacking = missing(self.parts, self.folder)
+        if lacking:
+            raise FileNotFoundError(
+                f"the latents of {len(lacking)} of {len(self.parts)} shards are missing in '{self.folder}', the first "
+                f"of them {lacking[0].file(self.folder).name}: they were not encoded yet, or their shards, filters or "
+                f"sizes have changed since; make them with: ldm encode"
+            )
+        self.text = text
+        self.assignment: Assignment = pictures.assignment
+        self.preparations = [
+            pictures.preparation_of(part.samples.start) for part in self.parts
+        ]  # of each part
+        self._ends = np.array([part.samples.stop for part in self.parts])  # (number of parts,)
+        self._open: OrderedDict[int, _OpenPart] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def batch(self, indices: Sequence[int], visits: Sequence[int], *, slots: range, num_slots: int) -> Batch:
+        """The samples at ``indices`` (B,), all of one size, at their ``visits`` (B,), with a caption drawn for each."""
+        numbers = np.searchsorted(self._ends, np.asarray(indices), side="right").tolist()
+        parts = [self._part(number) for number in numbers]
+        rows = [i - self.parts[number].samples.start for i, number in zip(indices, numbers, strict=True)]
+        height, width = parts[0].sizes[rows[0], 4:].tolist()
+        moments = np.empty(
+            (len(rows), *parts[0].moments[height, width].shape[1:]), np.float16
+        )  # (B, 2C, H, W)
+        sizes = np.empty((len(rows), 6), np.float32)
+        keys, captions, said = [], [], []
+        for b, (number, part, row, visit) in enumerate(zip(numbers, parts, rows, visits, strict=True)):
+            moments[b] = part.moments[height, width][part.row[row]]
+            sizes[b] = part.sizes[row]
+            preparation, source = self.preparations[number], part.source[row]
+            recipe, fields, seed = preparation.captions, preparation.fields, preparation.seed
+            key, (texts, counts) = part.keys[source], part.said(source, fields)
+            place = recipe.place(counts, fields, seed=seed, key=key, visit=visit)
+            captions.append(recipe.caption(texts, place, seed=seed, key=key, visit=visit))
+            keys.append(key)
+            said.append((source, place))
+        return Batch(
+            captions=captions,
+            images=None,
+            moments=torch.from_numpy(moments),
+            keys=keys,
+            visits=list(visits),
+            slots=slots,
+            num_slots=num_slots,
+            sizes=torch.from_numpy(sizes),
+            text=None
+            if self.text is None
+            else self.text.batch([(number, *place) for number, place in zip(numbers, said, strict=True)]),
+        )
+
+    def endless(self, order: Order) -> Iterator[Batch]:
+        """Training batches in the order given; read in this process, for handing over costs more than reading."""
+        for requests in order:
+            indices, visits, _ = zip(*requests, strict=True)
+            yield self.batch(indices, visits, slots=order.slots, num_slots=order.global_batch)
+
+    def in_order(self, *, batch_size: int) -> BatchLoader:
+        """Every sample once, at visit 0; see ``pipeline.in_order``."""
+        pieces = pieces_of(self.assignment, batch_size=batch_size)
+        total = sum(len(members) for members in pieces)
+
+        def batches() -> Iterator[Batch]:
+            first = 0
+            for members in pieces:
+                slots = range(first, first + len(members))
+                yield self.batch(members, [0] * len(members), slots=slots, num_slots=total)
+                first = slots.stop
+
+        return BatchLoader(batches, num_batches=len(pieces))
+
+    def _part(self, number: int) -> _OpenPart:
+        found = self._open.get(number)
+        if found is None:
+            found = self._open[number] = _OpenPart(self.parts[number], self.folder)
+            if len(self._open) > MOST_OPEN:
+                self._open.popitem(last=False)
+        return found
+
+
+class _OpenPart:
+    """The columns of one file, mapped."""
+
+    def __init__(self, part: Part, folder: Path) -> None:
+        columns = CacheFile(part.file(folder)).arrays
+        # Memory views: an element of an array would be an object of numpy's, several times slower to make.
+        self.row, self.source, self.sizes = (
+            columns["row"].data,
+            columns["source"].data,
+            columns["sizes"],
+        )
+        named = {
+            name.removeprefix("moments/"): x for name, x in columns.items() if name.startswith("moments/")
+        }
+        self.moments: dict[tuple[int, ...], np.ndarray] = {
+            tuple(map(int, name.split("x"))): x for name, x in named.items()
+        }  # (height, width) -> (n', 2C, H, W)
+        self.keys, self.texts = Strings(columns, "keys"), Strings(columns, "texts")
+        self._fields = {name: number for number, name in enumerate(Strings(columns, "fields"))}
+        self._ends, self._field = columns["said_ends"].data, columns["text_field"].data
+
+    def said(self, row: int, fields: Iterable[str]) -> tuple[list[str], list[int]]:
+        """A sample's texts in the fields, and how many there are in each."""
+        begin, end = self._ends[row - 1] if row else 0, self._ends[row]
+        texts: list[str] = []
+        counts = []
+        for name in fields:
+            number = self._fields.get(name, -1)
+            here = [self.texts[j] for j in range(begin, end) if self._field[j] == number]
+            texts += here
+            counts.append(len(here))
+        return texts, counts

@@ -1,0 +1,134 @@
+"""What a computation would hold and compute, counted while it runs on the meta device, where tensors have no data."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes of all tensors that are alive, their peak, and floating-point operations, of what runs inside.
+
+    A tensor's memory counts from the operation that made it until the last one who holds it lets go: Python, a view, or
+    autograd, which keeps what the backward pass needs. What existed before (weights, inputs) is not counted. Operations
+    are counted by ``torch.utils.flop_counter``: matrix products, convolutions and attention, a multiplication and an
+    addition being two.
+
+    Attributes:
+        live: Bytes alive now.
+        peak: The most bytes that were alive at once since ``peak`` was last set.
+        flops: Floating-point operations so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.flops = 0
+        self._paused = False
+        self._seen: dict[int, weakref.ref[Any]] = {}  # storages by their address
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch asks; where the answer is True it imports its compiler, which takes as long as the plan."""
+        return False
+
+    def hold(self, num_bytes: int) -> None:
+        """Bytes that are alive from now on, without a tensor that stands for them; negative to let go."""
+        self.live += num_bytes
+        self.peak = max(self.peak, self.live)
+
+    def spike(self, num_bytes: int) -> None:
+        """Bytes that were alive for a moment, on top of what is alive now."""
+        self.peak = max(self.peak, self.live + num_bytes)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs inside is not counted here."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = group_norm(*args) if func is aten.native_group_norm.default else func(*args, **kwargs)
+        if self._paused:
+            return out
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                self._see(x, given)
+        self.flops += flops_of(func, args, kwargs, out)
+        return out
+
+    def _see(self, x: Tensor, given: set[int]) -> None:
+        storage = x.untyped_storage()
+        address = storage._cdata
+        if address in self._seen or address in given:  # a view, or changed in place
+            return
+        size = storage.nbytes()
+
+        def gone(_: object) -> None:
+            if self._seen.pop(address, None) is not None:
+                self.live -= size
+
+        self._seen[address] = weakref.ref(storage, gone)
+        self.hold(size)
+
+
+def group_norm(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What torch's gives on the meta device, where torch does it in Python and imports its compiler for that."""
+    batch, groups = others[2], others[5]
+    statistics = torch.empty(batch, groups, dtype=x.dtype, device="meta")
+    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Floating-point operations of one call of an operator; 0 for what is not worth counting."""
+    packet = func._overloadpacket
+    if packet in flop_registry:
+        return flop_registry[packet](*args, **kwargs, out_val=out)
+    if packet in CPU_ATTENTION:
+        return CPU_ATTENTION[packet](*[tuple(x.shape) if isinstance(x, Tensor) else x for x in args])
+    return 0
+
+
+def _forward(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _backward(
+    grad: tuple[int, ...], q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any
+) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
+
+
+# The fused attention for CPUs is missing in torch's registry; it is the one that also runs on the meta device.
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _forward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+}
+
+
+def bytes_of(tensors: Iterator[Tensor]) -> int:
+    """Bytes of tensors, each storage once."""
+    sizes = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
+    return sum(sizes.values())
+
+
+def count(tensors: Iterator[Tensor]) -> int:
+    """Elements of tensors."""
+    return sum(prod(x.shape) for x in tensors)
