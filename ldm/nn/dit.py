@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import AttentionKernel, CrossAttention, SelfAttention
-from ldm.nn.layers import Activation, FeedForward, RMSNorm, TimeEmbedding, modulate
+from ldm.nn.layers import Activation, FeedForward, RMSNorm, TimeEmbedding, add_gated, modulate
 from ldm.nn.positions import CentredSinCos, Positions
 
 
@@ -64,10 +64,10 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift3, scale3, gate3 = self.modulation(c)[:, None].chunk(6, dim=-1)
         own_mask = None if self.hears_captions else mask
         attended = self.attention(modulate(self.norm1(x), shift1, scale1), own_mask, rotation)
-        x = torch.addcmul(x, gate1, attended)
+        x = add_gated(x, gate1, attended)
         if self.hears_captions:
             x = x + self.cross_attention(self.norm2(x), context, mask)
-        return torch.addcmul(x, gate3, self.feed_forward(modulate(self.norm3(x), shift3, scale3)))
+        return add_gated(x, gate3, self.feed_forward(modulate(self.norm3(x), shift3, scale3)))
 
 
 class DiT(nn.Module):

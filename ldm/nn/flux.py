@@ -19,7 +19,7 @@ from ldm.interfaces import Conditioning
 from ldm.nn.attention import SDPA, AttentionKernel, check_heads, qk_norms
 from ldm.nn.gelu import gelu_tanh
 from ldm.nn.joint import Stream, attend, attend_jointly, joint_mask
-from ldm.nn.layers import TimeEmbedding, modulate
+from ldm.nn.layers import TimeEmbedding, add_gated, modulate
 from ldm.nn.rope import image_positions, rotations
 
 
@@ -45,8 +45,8 @@ class DoubleBlock(nn.Module):
             mask=mask,
             rotation=rotation,
         )
-        x = self.image.transform(torch.addcmul(x, gate1, self.image.out(found)), *rest)
-        text = self.text.transform(torch.addcmul(text, t_gate1, self.text.out(found_by_text)), *t_rest)
+        x = self.image.transform(add_gated(x, gate1, self.image.out(found)), *rest)
+        text = self.text.transform(add_gated(text, t_gate1, self.text.out(found_by_text)), *t_rest)
         return x, text
 
 
@@ -89,7 +89,7 @@ class SingleBlock(nn.Module):
         hidden = gelu_tanh(F.linear(asking, to_hidden, hidden_bias))  # (B, N, 4 * width)
         from_found, from_hidden = self.out.weight.split([self.width, 4 * self.width], dim=1)
         added = F.linear(found, from_found, self.out.bias) + F.linear(hidden, from_hidden)
-        return torch.addcmul(x[:, num_silent:], gate, added)  # (B, N, width)
+        return add_gated(x[:, num_silent:], gate, added)  # (B, N, width)
 
 
 class Flux(nn.Module):

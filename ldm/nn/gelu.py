@@ -30,7 +30,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     On a CPU it can be differentiated once, unless inside ``twice_differentiable``.
     """
     is_trained = x.requires_grad and torch.is_grad_enabled()
-    if x.device.type != "cpu" or not is_trained or _torchs_own.get() or _is_transformed():
+    if x.device.type != "cpu" or not is_trained or _is_transformed() or _torchs_own.get():
         return F.gelu(x, approximate="tanh")
     return _TanhGELU.apply(x)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.nn.attention import AttentionKernel, check_heads, qk_norms
-from ldm.nn.layers import FeedForward, modulate
+from ldm.nn.layers import FeedForward, add_gated, modulate
 from ldm.nn.rope import rotate
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -50,7 +50,7 @@ class Stream(nn.Module):
 
     def transform(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         """The feed-forward with its residual: x (B, N, width) -> same."""
-        return torch.addcmul(x, gate, self.feed_forward(modulate(self.norm2(x), shift, scale)))
+        return add_gated(x, gate, self.feed_forward(modulate(self.norm2(x), shift, scale)))
 
 
 def attend(

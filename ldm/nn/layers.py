@@ -127,4 +127,10 @@ class RMSNorm(nn.RMSNorm):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, N, width) scaled and shifted by (B, 1, width) each (2212.09748, section 3.2)."""
-    return torch.addcmul(shift, x, 1 + scale)
+    # Not addcmul, here and below: its backward pass multiplies all of x by 1 before it uses it.
+    return torch.mul(x, 1 + scale).add_(shift)
+
+
+def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """x + gate * update: what a block adds to x (B, N, width), weighted channel by channel by gate (B, 1, width)."""
+    return torch.mul(update, gate).add_(x)
