@@ -13,7 +13,7 @@ EXTRAS ?= dev
 PYTHON ?= python3
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help install quickstart test
+.PHONY: help install quickstart test bench
 .DEFAULT_GOAL := help
 
 help:
@@ -63,3 +63,7 @@ test: $(STAMP)
 	$(BIN)/mypy ldm
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# Speed beside others', and a table and benchmarks/all.json of it.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py

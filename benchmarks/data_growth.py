@@ -129,7 +129,7 @@ class _Means(torch.nn.Module):
 
 
 def cached(folder: Path) -> list[dict[str, Any]]:
-    """Batches of latents in the exact order, with captions and keys; and of bare rows of one mapped array, the limit."""
+    """Latents in the exact order, with captions and keys; and bare rows of one mapped array, the limit."""
     from ldm.data.blend import order_of
     from ldm.data.latent_dataset import LatentDataset
     from ldm.data.latents import encode

@@ -11,7 +11,7 @@ python benchmarks/reliability.py kills=0 signals=0 saves=1000        saves only
 - saves: kill -9 while a process does nothing but write checkpoints. The newest folder under a final name always
   verifies, and so does the one before it.
 
-Prints a line for each kind and writes benchmarks/results/reliability.json; any failure ends it with exit code 1.
+Prints a line for each kind and each failure, and writes JSON with out=<file>; any failure ends it with exit code 1.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PHASES = ("starting", "stepping", "saving", "later")
 
 
 def main(arguments: list[str]) -> int:
-    given = {"kills": "50", "signals": "120", "saves": "200", "seed": "0"}
+    given = {"kills": "50", "signals": "120", "saves": "200", "seed": "0", "out": ""}
     given |= dict(item.split("=", 1) for item in arguments)
     random_ = random.Random(int(given["seed"]))
     results: dict[str, Any] = {}
@@ -64,9 +64,10 @@ def main(arguments: list[str]) -> int:
             results["signals"] = signals(place / "signals", int(given["signals"]), random_)
         if int(given["saves"]):
             results["saves"] = saves(place / "saves" / "checkpoints", int(given["saves"]), random_)
-    out = Path(__file__).parent / "results" / "reliability.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n")
+    if given["out"]:
+        Path(given["out"]).write_text(json.dumps(results, indent=1) + "\n")
+    for failure in (failure for result in results.values() for failure in result["failures"]):
+        print(f"FAILED {failure}")
     return int(any(result["failures"] for result in results.values()))
 
 

@@ -40,7 +40,9 @@ def made_small(choice: str) -> tuple[str, str] | None:
     return (group[0], name) if (debug, tiny) == ("debug", "tiny") and group else None
 
 
-@pytest.mark.parametrize("choice", [name for name in CHOICES if is_for_training(name) and not made_small(name)])
+@pytest.mark.parametrize(
+    "choice", [name for name in CHOICES if is_for_training(name) and not made_small(name)]
+)
 def test_every_choice_of_a_group_composes_and_passes_the_schema(choice: str) -> None:
     group, _, name = choice.rpartition("/")
     # Only an autoencoder's training does without the parts that a ``none`` leaves out.

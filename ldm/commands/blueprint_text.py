@@ -60,6 +60,7 @@ def _clip(config: DictConfig) -> nn.Module:
             context_length=sizes.context_length,
             pooled_width=sizes.projection if pooled and pooling.get("projected") else pooled,
             length=config.get("length", 77),
+            num_run=None if pooled else sizes.layers + config.get("layer", -1) + 1,
             dtype=DTYPES[config.get("dtype", "float32")],
         )
 

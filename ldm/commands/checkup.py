@@ -69,7 +69,9 @@ def examined(config: DictConfig) -> list[Finding]:
 def versions(config: DictConfig) -> Iterator[Finding]:
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     yield Finding(
-        level=OK, what="versions", found=f"Python {platform.python_version()}, torch {torch.__version__}, {cuda}"
+        level=OK,
+        what="versions",
+        found=f"Python {platform.python_version()}, torch {torch.__version__}, {cuda}",
     )
 
 
@@ -91,15 +93,13 @@ def devices(config: DictConfig) -> Iterator[Finding]:
         yield Finding(level=FAIL, what="devices", found=message or str(error), remedy=remedy)
         return
     each = config.data.batch_size // processes
-    yield Finding(level=OK, what="devices", found=f"{found}; {processes} processes, {each} pictures each, {precision}")
-    if kernels := [target for target in targets(config) if target in GPU_ONLY]:
-        if not number:
-            yield Finding(
-                level=FAIL,
-                what="attention",
-                found=f"{kernels[0].rpartition('.')[2]} needs a GPU",
-                remedy="network/attention=sdpa",
-            )
+    yield Finding(
+        level=OK, what="devices", found=f"{found}; {processes} processes, {each} pictures each, {precision}"
+    )
+    kernels = [target for target in targets(config) if target in GPU_ONLY]
+    if kernels and not number:
+        found = f"{kernels[0].rpartition('.')[2]} needs a GPU"
+        yield Finding(level=FAIL, what="attention", found=found, remedy="network/attention=sdpa")
 
 
 def packages(config: DictConfig) -> Iterator[Finding]:
@@ -107,7 +107,11 @@ def packages(config: DictConfig) -> Iterator[Finding]:
     for name in sorted({target.split(".")[0] for target in targets(config)} - set(OWN)):
         if importlib.util.find_spec(name) is None:
             yield Finding(
-                level=FAIL, what=f"package {name}", found="not installed", remedy=f"pip install {name}", missing=True
+                level=FAIL,
+                what=f"package {name}",
+                found="not installed",
+                remedy=f"pip install {name}",
+                missing=True,
             )
         else:
             yield Finding(level=OK, what=f"package {name}", found="installed")
@@ -146,7 +150,9 @@ def codec(config: DictConfig) -> Iterator[Finding]:
         yield Finding(level=FAIL, what="autoencoder", found=f"no file {path}", remedy=remedy, missing=True)
         return
     except ValueError as error:
-        yield Finding(level=FAIL, what="autoencoder", found=str(error), remedy="give another by codec.path=...")
+        yield Finding(
+            level=FAIL, what="autoencoder", found=str(error), remedy="give another by codec.path=..."
+        )
         return
     channels, stride = int(architecture["latent_channels"]), contract.downsample
     yield Finding(
@@ -224,7 +230,10 @@ def captions(config: DictConfig, key: str, shard: Path) -> Iterator[Finding]:
     there = sorted(set().union(*(one.fields for one in samples)))
     if not pictures:
         yield Finding(
-            level=FAIL, what=f"pictures of data.{key}", found=f"none in {shard}", remedy="give shards of pictures"
+            level=FAIL,
+            what=f"pictures of data.{key}",
+            found=f"none in {shard}",
+            remedy="give shards of pictures",
         )
     elif not told:
         yield Finding(
@@ -258,7 +267,9 @@ def disk(config: DictConfig) -> Iterator[Finding]:
         remedy = "another paths.runs=..., or a larger callbacks.checkpoints.keep_every_num_images"
         yield Finding(level=FAIL, what="disk", found=found, remedy=remedy)
     elif not os.access(place, os.W_OK):
-        yield Finding(level=FAIL, what="disk", found=f"{place} cannot be written to", remedy="another paths.runs=...")
+        yield Finding(
+            level=FAIL, what="disk", found=f"{place} cannot be written to", remedy="another paths.runs=..."
+        )
     else:
         yield Finding(level=OK, what="disk", found=found)
 
@@ -269,7 +280,9 @@ def shared_memory(config: DictConfig) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(SHARED_MEMORY).free / GIB
     level, remedy = (OK, "") if free >= 1 else (WARN, "in a container --shm-size=8g, or data.num_workers=0")
-    yield Finding(level=level, what="shared memory", found=f"{free:.1f} GiB for {workers} workers", remedy=remedy)
+    yield Finding(
+        level=level, what="shared memory", found=f"{free:.1f} GiB for {workers} workers", remedy=remedy
+    )
 
 
 def wandb(config: DictConfig) -> Iterator[Finding]:
@@ -278,7 +291,11 @@ def wandb(config: DictConfig) -> Iterator[Finding]:
             continue
         if importlib.util.find_spec("wandb") is None:
             yield Finding(
-                level=FAIL, what="W&B", found="package not installed", remedy="pip install wandb", missing=True
+                level=FAIL,
+                what="W&B",
+                found="package not installed",
+                remedy="pip install wandb",
+                missing=True,
             )
         elif has_key() or one.get("offline"):
             yield Finding(level=OK, what="W&B", found="offline" if one.get("offline") else "a key is there")

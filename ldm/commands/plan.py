@@ -182,5 +182,3 @@ def uses_buckets(config: DictConfig) -> bool:
     chosen = config.trainer.get("strategy", "auto")
     views = isinstance(chosen, DictConfig) and bool(chosen.get("gradient_as_bucket_view"))
     return not is_sharded(config) and not views
-
-

@@ -78,7 +78,9 @@ class Report:
 def show(report: Report, console: Console | None = None) -> None:
     console = console or Console(width=110, highlight=False)
     on = f"{report.sharing.processes} x {report.hardware.title}"
-    console.print(f"[bold]{report.name}[/bold] on {on}" + (f", {report.nodes} nodes" if report.nodes > 1 else ""))
+    console.print(
+        f"[bold]{report.name}[/bold] on {on}" + (f", {report.nodes} nodes" if report.nodes > 1 else "")
+    )
     for table in (networks(report), memory(report), time(report), disk(report)):
         console.print(table)
     for note in report.notes:
@@ -90,7 +92,9 @@ def networks(report: Report) -> Table:
     frozen = report.per_sample.frozen_flops
     for name, part in report.subject.trained().items():
         table.add_row(name, f"{count(part.parameters()):,}", "trained", "")
-    table.add_row("all trained", f"{report.state.trained:,}", "forward", _tera(report.per_sample.forward_flops))
+    table.add_row(
+        "all trained", f"{report.state.trained:,}", "forward", _tera(report.per_sample.forward_flops)
+    )
     table.add_row("", "", "backward", _tera(report.per_sample.backward_flops))
     for name, part in report.subject.frozen().items():
         each = _tera(frozen[name]) if name in frozen else "-"
@@ -125,7 +129,9 @@ def time(report: Report) -> Table:
     table.add_row("a pass forward and back", f"{report.seconds:.3f} s for {report.batch:,} pictures")
     if report.accumulated > 1:
         whole = report.batch * report.accumulated
-        table.add_row("an optimizer's step", f"{report.seconds * report.accumulated:.3f} s for {whole:,} pictures")
+        table.add_row(
+            "an optimizer's step", f"{report.seconds * report.accumulated:.3f} s for {whole:,} pictures"
+        )
     steps = report.num_images / (report.batch * report.accumulated)
     table.add_row("pictures, steps", f"{report.num_images:,}, {steps:,.0f}")
     table.add_row("pictures a second", f"{report.batch / report.seconds:,.1f}")
@@ -142,7 +148,9 @@ def disk(report: Report) -> Table:
     table = _table("disk", "GiB")
     one = report.disk
     origin = "as they are" if one.measured else "estimated"
-    table.add_row(f"shards, {origin}", "unknown: num_pictures=..." if one.shards is None else _gib(one.shards))
+    table.add_row(
+        f"shards, {origin}", "unknown: num_pictures=..." if one.shards is None else _gib(one.shards)
+    )
     if one.latents is not None:
         table.add_row("latents", _gib(one.latents))
     table.add_row(f"{one.num_checkpoints} checkpoints", _gib(one.checkpoint * one.num_checkpoints))

@@ -97,7 +97,7 @@ class SampleIndex:
     def skip(self, i: int, reason: str) -> Skipped:
         """A note that sample ``i`` cannot be used."""
         shard, row = self.place(i)
-        return Skipped(self.shards[shard].name, self._shard(shard).key(row), reason)
+        return Skipped(self.names[shard] + ".tar", self._shard(shard).key(row), reason)
 
     def find(self, key: str) -> int:
         """The number of the sample called ``key``; a search through its shard, for rare use.

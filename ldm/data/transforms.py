@@ -113,4 +113,9 @@ def to_floats(images: Tensor) -> Tensor:
 
     Done once per batch, because bytes travel four times cheaper.
     """
-    return images.float().div_(127.5).sub_(1.0)  # torch.div of bytes takes five times as long
+    floats = torch.empty_like(images, dtype=torch.float32)
+    for first in range(
+        0, len(images), 4
+    ):  # so few at a time that they stay in the cache for all three passes
+        floats[first : first + 4].copy_(images[first : first + 4]).div_(127.5).sub_(1.0)
+    return floats

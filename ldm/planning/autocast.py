@@ -16,14 +16,54 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 LOWER = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm addmm baddbmm addbmm "
-    "einsum scaled_dot_product_attention".split()
+    [
+        "linear",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "matmul",
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "addbmm",
+        "einsum",
+        "scaled_dot_product_attention",
+    ]
 )
 FLOAT32_ON_GPUS = frozenset(
-    "layer_norm group_norm rms_norm softmax log_softmax exp expm1 log log1p log2 log10 pow rsqrt reciprocal sum prod "
-    "cumsum norm normalize mse_loss l1_loss smooth_l1_loss cross_entropy softplus cosine_similarity".split()
+    [
+        "layer_norm",
+        "group_norm",
+        "rms_norm",
+        "softmax",
+        "log_softmax",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "log2",
+        "log10",
+        "pow",
+        "rsqrt",
+        "reciprocal",
+        "sum",
+        "prod",
+        "cumsum",
+        "norm",
+        "normalize",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "cross_entropy",
+        "softplus",
+        "cosine_similarity",
+    ]
 )
-FLOAT32_ON_CPUS = frozenset("mse_loss l1_loss smooth_l1_loss cosine_similarity".split())
+FLOAT32_ON_CPUS = frozenset(["mse_loss", "l1_loss", "smooth_l1_loss", "cosine_similarity"])
 
 
 @dataclass(frozen=True)
@@ -75,7 +115,7 @@ class AsOn(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return fused_attention(*args, **kwargs)
         if func is F.rms_norm and self.gpu:  # fused there; keeps and computes what a layer norm does
-            return F.layer_norm(args[0], args[1], args[2], None, *args[3:])
+            return fused_rms_norm(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _lowered(self, x: Any) -> Any:
@@ -85,6 +125,13 @@ class AsOn(TorchFunctionMode):
 def _in_float32(x: Any) -> Any:
     low = isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16)
     return x.float() if low else x
+
+
+def fused_rms_norm(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """A layer norm, which keeps and computes the same but for a number for each row."""
+    return F.layer_norm(input, normalized_shape, weight, None, eps or 1e-6)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:

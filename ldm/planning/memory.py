@@ -78,7 +78,9 @@ def memory_of(state: State, cost: StepCost, *, precision: Precision, sharing: Sh
     share = sharing.processes if sharing.sharded else 1
     weights = state.trained * precision.weights // share
     gradients = weights
-    gathered = 2 * state.largest_block * precision.weights if sharing.sharded else 0  # one in use, one on its way
+    gathered = (
+        2 * state.largest_block * precision.weights if sharing.sharded else 0
+    )  # one in use, one on its way
     forward = gradients + max(cost.forward_peak, cost.frozen_peak)
     if sharing.sharded:  # a block's whole gradients live only until they are reduced
         backward = gradients + cost.kept + cost.block_peak
@@ -96,9 +98,7 @@ def memory_of(state: State, cost: StepCost, *, precision: Precision, sharing: Sh
     )
 
 
-def state_of(
-    subject: Subject, *, optimizer: OptimizerRecipe, precision: Precision, averages: int
-) -> State:
+def state_of(subject: Subject, *, optimizer: OptimizerRecipe, precision: Precision, averages: int) -> State:
     """What a training with this optimizer and so many averages keeps."""
     parts = subject.trained()
     trained = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
@@ -144,9 +144,7 @@ def optimizer_bytes(recipe: OptimizerRecipe, parts: Mapping[str, nn.Module]) -> 
             if isinstance(x, torch.Tensor) and x.numel() > 1
         }
         per_number[kind] = sum(kept.values()) / SIDE**2
-    linear = {
-        id(m.weight) for part in parts.values() for m in part.modules() if isinstance(m, nn.Linear)
-    }
+    linear = {id(m.weight) for part in parts.values() for m in part.modules() if isinstance(m, nn.Linear)}
     total = 0.0
     for parameter in (p for part in parts.values() for p in part.parameters() if p.requires_grad):
         kind = "linear" if id(parameter) in linear else "kernel" if parameter.ndim >= 4 else "other"

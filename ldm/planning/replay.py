@@ -64,7 +64,12 @@ class Replay:
     @contextmanager
     def of(self, networks: Sequence[nn.Module]) -> Iterator[None]:
         """The blocks of these networks replay their kind's cost; networks that list none run as they are."""
-        blocks = [block for network in networks if isinstance(network, HasBlocks) for block in network.blocks_to_wrap()]
+        blocks = [
+            block
+            for network in networks
+            if isinstance(network, HasBlocks)
+            for block in network.blocks_to_wrap()
+        ]
         for block in blocks:
             block.forward = self._stand_in(block, block.forward)
         try:
@@ -85,7 +90,9 @@ class Replay:
             cost = self.costs[kind]
             self.used.append(cost)
             inputs = [x for x in flat if isinstance(x, Tensor)]
-            anchor = torch.empty(0, device="meta", requires_grad=True)  # also where no input is trained, weights are
+            anchor = torch.empty(
+                0, device="meta", requires_grad=True
+            )  # also where no input is trained, weights are
             made = iter(_Replayed.apply(self, cost, anchor, *inputs))
             outputs = [inputs[one] if isinstance(one, int) else next(made) for one in cost.outputs]
             return tree_unflatten(outputs, cost.spec)
@@ -123,9 +130,7 @@ def measured(block: nn.Module, forward: Callable[..., Any], flat: Sequence[Any],
         made = [x for x in outputs if x.untyped_storage()._cdata not in places]
         held = ledger.live - bytes_of(iter(made))
         inputs_kept = tuple(x.untyped_storage()._cdata in kept for x in inputs)
-        described = tuple(
-            places.get(x.untyped_storage()._cdata, (x.shape, x.dtype)) for x in outputs
-        )
+        described = tuple(places.get(x.untyped_storage()._cdata, (x.shape, x.dtype)) for x in outputs)
         before = ledger.live
         ledger.peak = ledger.live
         trained = [x for x in made if x.requires_grad]
@@ -153,12 +158,16 @@ class _Replayed(torch.autograd.Function):
     """Gives tensors like a block's and books its cost, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, replay: Replay, cost: BlockCost, anchor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, replay: Replay, cost: BlockCost, anchor: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         ledger = replay.ledger
         ledger.spike(cost.forward_peak)
         ledger.flops += cost.forward_flops
         outputs = [
-            torch.empty(one[0], dtype=one[1], device="meta") for one in cost.outputs if not isinstance(one, int)
+            torch.empty(one[0], dtype=one[1], device="meta")
+            for one in cost.outputs
+            if not isinstance(one, int)
         ]
         ctx.replay, ctx.cost = replay, cost
         ctx.shapes = [(x.shape, x.dtype) if x.requires_grad else None for x in inputs]

@@ -1,4 +1,4 @@
-"""Frozen text encoders for a plan: as many parameters and operations as the real ones, without the packages they are from.
+"""Frozen text encoders for a plan: parameters and operations of the real ones, without the packages they are from.
 
 Importing those takes longer than all the rest of a plan. That sizes and costs agree is tested against them.
 """
@@ -23,6 +23,7 @@ class PlannedText(nn.Module):
         pooled_width: P.
         length: L.
         blocks: Each (B, L, D) -> same.
+        num_run: How many of them are run, where an inner layer's output is all that is wanted.
         others: Parameters beside them, by shape.
         dtype: Of the weights and of what is computed.
     """
@@ -34,12 +35,14 @@ class PlannedText(nn.Module):
         pooled_width: int,
         length: int,
         blocks: Sequence[nn.Module],
+        num_run: int | None = None,
         others: Sequence[tuple[int, ...]],
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.width, self.pooled_width, self.length = width, pooled_width, length
         self.dtype = dtype
+        self.num_run = num_run
         self.blocks = nn.ModuleList(blocks)
         self.others = nn.ParameterList(torch.empty(shape, device="meta") for shape in others)
         self.to(dtype).requires_grad_(False)
@@ -47,20 +50,16 @@ class PlannedText(nn.Module):
     def forward(self, captions: Sequence[str]) -> Conditioning:
         batch = len(captions)
         x = torch.empty(batch, self.length, self.width, device="meta", dtype=self.dtype)
-        for block in self.blocks:
+        for block in self.blocks[: self.num_run]:
             x = block(x)
         mask = torch.ones(batch, self.length, dtype=torch.bool, device="meta")
-        return Conditioning(
-            tokens=x, mask=mask, pooled=torch.empty(batch, self.pooled_width, device="meta")
-        )
+        return Conditioning(tokens=x, mask=mask, pooled=torch.empty(batch, self.pooled_width, device="meta"))
 
 
 class PlannedJoined(nn.Module):
     """Several, one after the other; what they give is stated by ``width``, ``pooled_width`` and ``length``."""
 
-    def __init__(
-        self, encoders: Sequence[nn.Module], *, width: int, pooled_width: int, length: int
-    ) -> None:
+    def __init__(self, encoders: Sequence[nn.Module], *, width: int, pooled_width: int, length: int) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.width, self.pooled_width, self.length = width, pooled_width, length
@@ -112,6 +111,7 @@ def planned_clip(
     context_length: int,
     pooled_width: int,
     length: int,
+    num_run: int | None,
     dtype: torch.dtype,
 ) -> PlannedText:
     """CLIP's text side."""
@@ -120,6 +120,7 @@ def planned_clip(
         pooled_width=pooled_width,
         length=length,
         blocks=[ClipBlock(width, heads) for _ in range(layers)],
+        num_run=num_run,
         others=[(vocab_size, width), (context_length, width), (width, projection), (2, width)],
         dtype=dtype,
     )
@@ -142,9 +143,7 @@ def planned_t5(
         width=d_model,
         pooled_width=pooled_width,
         length=length,
-        blocks=[
-            T5Block(d_model, heads=num_heads, head_width=d_kv, hidden=d_ff) for _ in range(num_layers)
-        ],
+        blocks=[T5Block(d_model, heads=num_heads, head_width=d_kv, hidden=d_ff) for _ in range(num_layers)],
         others=[(vocab_size, d_model), (32, num_heads), (d_model,)],  # 32 distances in the bias of attention
         dtype=dtype,
     )

@@ -66,7 +66,7 @@ class DiffusionSubject:
         wanted = getattr(self.network, "in_channels", codec.channels)
         if wanted != codec.channels:
             raise ValueError(
-                f"the network takes latents of {wanted} channels (network.in_channels), the codec gives {codec.channels}"
+                f"the codec gives latents of {codec.channels} channels, the network takes {wanted}: network.in_channels"
             )
 
     @property
@@ -77,7 +77,11 @@ class DiffusionSubject:
         return codec.channels, side, side
 
     def trained(self) -> dict[str, nn.Module]:
-        parts = {"network": self.network, "text_encoder": self.text_encoder, "uncertainty": self.diffusion.uncertainty}
+        parts = {
+            "network": self.network,
+            "text_encoder": self.text_encoder,
+            "uncertainty": self.diffusion.uncertainty,
+        }
         return {
             name: part
             for name, part in parts.items()

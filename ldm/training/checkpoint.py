@@ -76,21 +76,22 @@ def newest_checkpoint(checkpoints: Path, *, set_aside: bool = False) -> Path | N
     Raises:
         DamagedCheckpoint: There are checkpoints, and all of them are damaged.
     """
-    found = list_checkpoints(checkpoints)
-    for path in found:
+    damaged: list[Path] = []
+    for path in list_checkpoints(checkpoints):
         try:
             if path.is_dir():
                 verify(path)
-            return path
         except DamagedCheckpoint as error:
-            if set_aside:
-                aside = path.with_name(f"damaged-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-                os.rename(path, aside)
-                log.warning("%s; set aside as %s, taking the one before", error, aside.name)
-            else:
-                log.warning("%s; taking the one before", error)
-    if found:
-        names = ", ".join(path.name for path in found)
+            log.warning("%s; taking the one before", error)
+            damaged.append(path)
+            continue
+        for one in damaged if set_aside else ():
+            aside = one.with_name(f"damaged-{one.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            os.rename(one, aside)
+            log.warning("set aside: %s", aside)
+        return path
+    if damaged:  # none is set aside: a next start would begin anew
+        names = ", ".join(path.name for path in damaged)
         raise DamagedCheckpoint(f"no checkpoint in {checkpoints} is whole; looked at {names}")
     return None
 

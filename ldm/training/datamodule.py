@@ -21,7 +21,8 @@ from ldm.data.captions import AS_WRITTEN, CaptionRecipe
 from ldm.data.latent_dataset import LatentDataset
 from ldm.data.latents import contract_for, encode, latent_parts
 from ldm.data.loading import BatchLoader
-from ldm.data.order import WINDOW, Order
+from ldm.data.mixture import Mixture
+from ldm.data.order import WINDOW, GlobalBatches, Order
 from ldm.data.parts import missing
 from ldm.data.pipeline import ShardDataset, endless, in_order
 from ldm.data.text_cache import TextCache, encode_text, text_contract, text_folder, text_parts
@@ -115,6 +116,15 @@ class _FromShards(L.LightningDataModule):
         ledger = Ledger(self.bad_samples, file=file)
         ledger.note(self._train.index.skipped)
         return ledger
+
+    def counts(self) -> dict[str, float]:
+        """Bad samples that this process has replaced; and samples taken from each of several sources, in all."""
+        found = {"data/bad_samples": float(self.ledger.bad)}
+        order = self.order()
+        if isinstance(order, GlobalBatches) and isinstance(order.walk, Mixture):
+            taken = zip(self._train.sources, order.walk.taken(order.start), strict=True)
+            found |= {f"data/from_{source.name}": float(count) for source, count in taken}
+        return found
 
     # --- the position of a run ----------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -181,7 +181,7 @@ def _write(path: Path, content: Any) -> dict[str, Any]:
             hashing.write(content.encode())
         else:
             try:
-                torch.save(content, hashing)
+                torch.save(content, cast(IO[bytes], hashing))
             except RuntimeError as error:
                 raise (hashing.failure or error) from None
         file.flush()

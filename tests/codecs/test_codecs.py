@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from ldm.codecs.contract import LatentContract, LatentStatistics, hash_content
 from ldm.codecs.identity import IdentityCodec
 from ldm.codecs.kl import FORMAT, KLCodec, read_autoencoder, write_autoencoder
+from ldm.codecs.pooled import PooledCodec
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.autoencoder_dc import AutoencoderDC
 
@@ -143,3 +144,14 @@ def test_identity_round_trip():
     codec, images = IdentityCodec(scale=2.0), torch.rand(2, 3, 4, 4) * 2 - 1
     latents = codec.latents(codec.moments(images), noise=torch.randn(2, 3, 4, 4))
     torch.testing.assert_close(codec.decode(latents), images)
+
+
+def test_the_pooled_codec_keeps_the_colours_of_squares() -> None:
+    codec = PooledCodec(channels=16, downsample=4)
+    colours = torch.rand(2, 3, 4, 4) * 2 - 1
+    images = colours.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    latents = codec.latents(codec.moments(images), noise=None)
+    assert latents.shape == (2, 16, 4, 4)
+    torch.testing.assert_close(codec.decode(latents), images)
+    with pytest.raises(ValueError, match="channels=2"):
+        PooledCodec(channels=2)

@@ -19,6 +19,7 @@ from ldm.diffusion.training_noise import Immiscible, NoiseOffset
 from ldm.diffusion.uncertainty import LearnedUncertainty
 from ldm.diffusion.weightings import Unweighted
 from ldm.interfaces import Batch, Conditioning, EncodedText
+from ldm.nn.unet import UNet
 from ldm.sampling.grids import Uniform
 from ldm.sampling.guidance import Unguided
 from ldm.sampling.samplers import Euler
@@ -205,3 +206,35 @@ def test_a_batch_moves_with_all_it_carries() -> None:
     assert moved.images.is_meta and moved.sizes.is_meta
     assert moved.text.captions.mask.is_meta and moved.text.null.tokens.is_meta
     assert moved.keys == batch_at(0).keys
+
+
+def test_a_network_with_size_conditioning_trains_and_samples() -> None:
+    it = module()
+    it.network = UNet(
+        in_channels=3,
+        out_channels=3,
+        channels=[8, 8],
+        blocks_per_level=1,
+        transformer_depth=[0, 1],
+        middle_depth=1,
+        num_heads=[1, 1],
+        context_width=2,
+        context_mask=False,
+        pooled_width=2,
+        size_features=4,
+        num_classes=0,
+        num_groups=2,
+        conv_projections=False,
+    )
+    for parameter in it.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    u, small = torch.full((4,), 0.5), torch.tensor([[8.0, 8, 0, 0, 8, 8]] * 4)
+    losses = [
+        it.losses(replace(batch_at(0), sizes=sizes), ALL, u, purpose="noise")[0]
+        for sizes in (small, small * 40)
+    ]
+    assert not torch.allclose(*losses)
+    with pytest.raises(ValueError, match=r"Conditioning\.sizes"):
+        it.losses(batch_at(0), ALL, u, purpose="noise")
+    made = it.generation(2).images(["a", "b"], [0, 1], latent_size=(8, 8), batch_size=2)
+    assert made.shape == (2, 3, 8, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 from pathlib import Path
@@ -71,7 +72,9 @@ def train(rows: slice, strategy: FullySharded | None) -> dict[str, Any]:
     keep = not dist.is_initialized() or dist.get_rank() == 0
     saved = {
         "weights": full_state(model.state_dict(), keep=True),
-        "optimizer": full_state(optimizer.state_dict(), keep=True),
+        "optimizer": copy.deepcopy(
+            full_state(optimizer.state_dict(), keep=True)
+        ),  # torch would share the tensors
         "average": average.state(),
         "norms": torch.stack(norms),
     }
