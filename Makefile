@@ -13,7 +13,7 @@ EXTRAS ?= dev
 PYTHON ?= python3
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help install quickstart test
+.PHONY: help install quickstart test bench
 .DEFAULT_GOAL := help
 
 help:
@@ -38,7 +38,7 @@ train() {
     unfinished=$$(ls -td runs/$$1/*/checkpoints 2>/dev/null | grep -v /last/ | head -n 1)
     if [ -e runs/$$1/last ]; then
         printf '\n$$ python train.py experiment=%s\nfinished before, see runs/%s/last\n' $$1 $$1
-    elif [ -n "$$unfinished" ] && ls "$$unfinished"/*.ckpt >/dev/null 2>&1; then
+    elif [ -n "$$unfinished" ] && ls "$$unfinished" | grep -q '^images_\|ckpt$$'; then
         run "python train.py resume=$${unfinished%/checkpoints}"
     else
         run "python train.py experiment=$$1"
@@ -63,3 +63,7 @@ test: $(STAMP)
 	$(BIN)/mypy ldm
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# Speed beside others', and a table and benchmarks/all.json of it.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py

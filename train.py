@@ -9,7 +9,11 @@ python train.py experiment=shapes_dit --cfg job           show the config
 
 import sys
 
-from ldm.commands.launch import launch
+from ldm.training import stopping
 
 if __name__ == "__main__":
+    stopping.listen()  # before torch is imported: a signal in these seconds is not lost
+
+    from ldm.commands.launch import launch
+
     launch(sys.argv[1:])

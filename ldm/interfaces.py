@@ -100,6 +100,9 @@ class EncodedText:
     def to(self, device: torch.device | str) -> EncodedText:
         return replace(self, captions=self.captions.to(device), null=self.null.to(device))
 
+    def __getitem__(self, rows: slice) -> EncodedText:
+        return replace(self, captions=self.captions[rows])
+
     def conditioning(self, kept: Tensor) -> Conditioning:
         """The captions', in float32, and the null condition where ``kept`` (B,) is False."""
         return self.captions.where(kept, self.null).float()
@@ -118,6 +121,9 @@ class Batch:
     num_slots: int  # the size of the step's global batch, over all processes
     sizes: Tensor | None = None  # (B, 6) pixels, as in Conditioning: how each picture was resized and cropped
     text: EncodedText | None = None  # the captions, when encoded beforehand
+    completes_step: bool = (
+        True  # False for the pieces but the last where gradients are accumulated over several
+    )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -126,6 +132,32 @@ class Batch:
         given = {name: getattr(self, name) for name in ("images", "moments", "sizes")}
         moved = {name: x.to(device, non_blocking=True) for name, x in given.items() if x is not None}
         return replace(self, **moved, text=None if self.text is None else self.text.to(device))
+
+    def pieces(self, num: int) -> list[Batch]:
+        """Split into ``num`` of equal length, in order; together they are the step's batch.
+
+        Raises:
+            ValueError: The samples cannot be shared equally.
+        """
+        size, left = divmod(len(self), num)
+        if left or not size:
+            raise ValueError(f"{len(self)} samples cannot be split into {num} pieces of equal length")
+        cuts = [slice(i * size, (i + 1) * size) for i in range(num)]
+        return [
+            replace(
+                self,
+                captions=self.captions[cut],
+                images=None if self.images is None else self.images[cut],
+                moments=None if self.moments is None else self.moments[cut],
+                sizes=None if self.sizes is None else self.sizes[cut],
+                text=None if self.text is None else self.text[cut],
+                keys=self.keys[cut],
+                visits=self.visits[cut],
+                slots=self.slots[cut],
+                completes_step=cut.stop == len(self),
+            )
+            for cut in cuts
+        ]
 
 
 class Prediction(NamedTuple):

@@ -16,7 +16,7 @@ from ldm.commands.inputs import read_inputs
 from ldm.commands.load import device_for, load_run
 from ldm.commands.pictures import Work, generation_of
 from ldm.sampling.recipe import Recipe, plain_to_part, read_recipe, write_png
-from ldm.training.checkpoint import file_hash
+from ldm.training.checkpoint import checkpoint_with_hash, is_checkpoint, list_checkpoints
 from ldm.training.run import find_run
 
 
@@ -79,23 +79,22 @@ def again(
 
 
 def find_checkpoint(recipe: Recipe, run: str | None, *, runs: str) -> Path:
-    """The checkpoint file the picture was made with, known by its hash.
+    """The checkpoint the picture was made with, known by its hash.
 
-    Looked for where the recipe says, or in ``run`` if that is given; among all checkpoints of a run, because
-    ``last.ckpt`` moves on while a run trains.
+    Looked for where the recipe says, or in ``run`` if that is given; among all checkpoints of a run, because the newest
+    is another one while a run trains.
     """
     named = Path(run or recipe.checkpoint)
-    if named.suffix == ".ckpt" and named.is_file():
-        files = [named, *sorted(named.parent.glob("*.ckpt"))]
+    if is_checkpoint(named):
+        files = [named, *list_checkpoints(named.resolve().parent)]
     else:
-        files = sorted(find_run(run or recipe.run, runs=runs).checkpoints.glob("*.ckpt"))
-    for file in files:
-        if file_hash(file) == recipe.checkpoint_hash:
-            return file
+        files = list_checkpoints(find_run(run or recipe.run, runs=runs).checkpoints)
+    if found := checkpoint_with_hash(files, recipe.checkpoint_hash):
+        return found
     looked = ", ".join(dict.fromkeys(map(str, files))) or "none, the run has no checkpoints"
     raise ValueError(
-        f"the picture was made with checkpoint {recipe.checkpoint_hash[:12]}, once {recipe.checkpoint}, and no "
-        f"file looked at has this hash ({looked}): name it by run=<file.ckpt>"
+        f"the picture was made with checkpoint {recipe.checkpoint_hash[:12]}, once {recipe.checkpoint}, and none "
+        f"looked at has this hash ({looked}): name it by run=<checkpoint>"
     )
 
 

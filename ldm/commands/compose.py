@@ -205,6 +205,10 @@ def _unknown_choice(
     error: MissingConfigException, name: str, overrides: Sequence[str], folder: Path
 ) -> ConfigError:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if (group, choice) == ("hydra/launcher", "submitit_slurm"):
+        return ConfigError(
+            "hydra/launcher=slurm: hydra-submitit-launcher is not installed: pip install 'ldm[slurm]'"
+        )
     given = [item.partition("=") for item in overrides]
     if any(key.lstrip("+").split("@")[0] == group and value == choice for key, _, value in given):
         place = "command line"

@@ -9,7 +9,7 @@ import torch
 from ldm.codecs.kl import KLCodec
 from ldm.commands.load import device_for
 from ldm.commands.ranks import this_process
-from ldm.data.buckets import Sizes
+from ldm.data.buckets import Sizes, check_sizes
 from ldm.data.captions import AS_WRITTEN, CaptionRecipe
 from ldm.data.latents import contract_for, latent_parts
 from ldm.data.latents import encode as encode_pictures
@@ -33,7 +33,7 @@ def encode(
     text_encoder: TextEncoder | None = None,
     buckets: Sizes | None = None,
     caption_field: str | dict[str, float] = "txt",
-    captions: CaptionRecipe = AS_WRITTEN,
+    caption_recipe: CaptionRecipe = AS_WRITTEN,
     background: str = "white",
     original_size_from: list[str] | None = None,
     device: str = "auto",
@@ -55,7 +55,7 @@ def encode(
         text_encoder: a pretrained one, by which captions are encoded, too.
         buckets: in which sizes pictures come out; as in training.
         caption_field: as in training; captions of one field or several.
-        captions: as in training; what is done to captions, and what if there is none.
+        caption_recipe: as in training; what is done to captions, and what if there is none.
         background: what transparent parts of a picture show.
         original_size_from: as in training; the json's fields for size conditioning.
         device: "auto", "cpu", "cuda".
@@ -87,7 +87,7 @@ def encode(
         image_size=image_size or 1,
         buckets=buckets,
         caption_field=caption_field,
-        captions=captions,
+        captions=caption_recipe,
         background=background,
         original_size_from=original_size_from,
     )
@@ -99,7 +99,7 @@ def encode(
     )
     if path is not None:
         codec = KLCodec(path=str(path)).to(place)
-        _check_sizes(pictures, codec.downsample)
+        check_sizes(pictures.assignment.sizes, codec.downsample)
         into = contract_for(codec.content_hash, pictures).folder(out)
         total = len(missing(latent_parts(pictures), into))
         num = encode_pictures(
@@ -116,13 +116,6 @@ def encode(
             text_encoder, pictures, into, batch_size=batch_size, rank=here.rank, world_size=here.world_size
         )
         _report("text", len(pictures), "samples", num, total, into, here.rank)
-
-
-def _check_sizes(pictures: ShardDataset, stride: int) -> None:
-    for height, width in pictures.assignment.sizes:
-        if height % stride or width % stride:
-            what = f"image_size={height}" if height == width else f"the bucket {height} x {width}"
-            raise ValueError(f"{what} is not divisible by the autoencoder's stride {stride}")
 
 
 def _report(what: str, num: int, unit: str, encoded: int, lacked: int, folder: Path, rank: int) -> None:

@@ -28,7 +28,7 @@ def reported() -> Iterator[None]:
     """Turn errors that a person can mend into one line on stderr and an exit status.
 
     ConfigError exits with 2. A ValueError or OSError that this project's own code raises has its remedy in the message
-    and exits with 1; MissingNeeds has a line for each need and exits with 69. Everything else, and with
+    and exits with 1, or with its own ``exit_status`` (65: the data are bad). Everything else, and with
     LDM_FULL_ERROR=1 these too, keeps its stack trace.
     """
     try:
@@ -42,7 +42,7 @@ def reported() -> Iterator[None]:
         if isinstance(cause, MissingNeeds):
             fail_missing(cause)
         key = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
-        fail(f"{key}: {cause}" if key else str(cause), FAILED, hint=True)
+        fail(f"{key}: {cause}" if key else str(cause), _status(cause), hint=True)
     except BrokenPipeError:  # whoever read our output has gone, as in ``--help | head``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
@@ -51,9 +51,13 @@ def reported() -> Iterator[None]:
     except (ValueError, OSError) as error:
         if not mendable(error):
             raise
-        fail(str(error), FAILED, hint=True)
+        fail(str(error), _status(error), hint=True)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _status(error: BaseException) -> int:
+    return getattr(error, "exit_status", FAILED)
 
 
 def mendable(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ldm.commands.guide import check_guidance, with_guide
-from ldm.commands.load import LoadedRun, device_for, load_run
+from ldm.commands.load import LoadedRun, load_run
 from ldm.data.shapes import BACKGROUND, COLOURS, KINDS
 from ldm.data.shapes_captions import Prompt, evaluation_prompts
 from ldm.data.shapes_render import OUTLINES
@@ -31,6 +32,7 @@ from ldm.sampling.grids import Grid
 from ldm.sampling.recipe import part_to_plain
 from ldm.sampling.request import Request
 from ldm.training.grids import labelled_grid
+from ldm.training.ranks import Ranks, launched, make_together
 
 WORLD = World(BACKGROUND, COLOURS, OUTLINES)
 NUM_SHOWN = 16  # right ones and wrong ones each, in the picture
@@ -57,7 +59,8 @@ def evaluate(
     """Grade a run's pictures of prompts about coloured shapes: colour, shape, count, relation, all right.
 
     Half of the prompts ask for combinations as they occur in training, half for combinations that never do. Writes
-    composition.json (the table and how it was made), composition.csv (a line per picture) and composition.png.
+    composition.json (the table and how it was made), composition.csv (a line per picture) and composition.png. Under
+    torchrun or srun the processes share the pictures.
 
     Args:
         run: run folder, or its name in ``runs``, or a checkpoint file.
@@ -83,19 +86,22 @@ def evaluate(
         raise ValueError(
             f"run {loaded.folder.path} makes no pictures from prompts; give one of task=diffusion"
         )
-    place = device_for(device)
-    module = loaded.module.to(place)
-    generation = with_parts(
-        module.generation(), sampler=sampler, grid=grid, guidance=guidance, num_steps=num_steps
-    )
-    generation, _ = with_guide(generation, device=place, runs=runs)
-    prompts = evaluation_prompts(num_prompts, seed)
-    seeds = [address(seed, "evaluation noise", i) for i in range(num_prompts)]
-    check_guidance(generation, module, [Request(prompt=prompts[0].text, seed=seeds[0])])
-    images = _pictures(generation, prompts, seeds, module.latent_size, batch_size)
+    with launched(device) as (ranks, place):
+        module = loaded.module.to(place)
+        generation = with_parts(
+            module.generation(), sampler=sampler, grid=grid, guidance=guidance, num_steps=num_steps
+        )
+        generation, _ = with_guide(generation, device=place, runs=runs)
+        prompts = evaluation_prompts(num_prompts, seed)
+        seeds = [address(seed, "evaluation noise", i) for i in range(num_prompts)]
+        check_guidance(generation, module, [Request(prompt=prompts[0].text, seed=seeds[0])])
+        images = _pictures(
+            generation, prompts, seeds, module.latent_size, batch_size, ranks=ranks, device=place
+        )
     grades = grade(images.numpy(), prompts, WORLD)
-
     report = make_report(prompts, grades)
+    if not ranks.is_main:
+        return report
     folder = Path(out) if out else loaded.folder.path / "evaluation"
     title = f"{loaded.folder.name}/{loaded.folder.id}, {loaded.images_seen:,} images seen, {loaded.weights} weights"
     _write(folder, report, prompts, seeds, grades, recipe=_recipe(loaded, generation, num_prompts, seed))
@@ -112,16 +118,29 @@ def _pictures(
     seeds: Sequence[int],
     latent_size: tuple[int, int],
     batch_size: int,
+    *,
+    ranks: Ranks,
+    device: torch.device,
 ) -> Tensor:
-    """One picture per prompt, with a progress bar: (N, 3, fH, fW) uint8."""
-    bar = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*bar, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(prompts))
+    """One picture per prompt, made by all processes, with a progress bar: (N, 3, fH, fW) uint8."""
+
+    def make(rows: Sequence[int]) -> Tensor:
         return generation.images(
-            [prompt.text for prompt in prompts],
-            seeds,
+            [prompts[row].text for row in rows],
+            [seeds[row] for row in rows],
             latent_size=latent_size,
             batch_size=batch_size,
+        )
+
+    bar = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*bar, console=Console(stderr=True, quiet=not ranks.is_main)) as progress:
+        task = progress.add_task("", total=len(prompts))
+        return make_together(
+            make,
+            len(prompts),
+            batch_size=batch_size,
+            ranks=ranks,
+            device=device,
             on_batch=lambda done: progress.update(task, completed=done),
         )
 

@@ -24,7 +24,7 @@ def export(*, run: str, format: Format, out: str, weights: str = "ema", runs: st
     diffusers is installed, by its; only then it gets its name. A failure leaves nothing behind.
 
     Args:
-        run: run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint file.
+        run: run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one of its checkpoints.
         format: what to write: format=diffusers, format=safetensors or format=comfyui.
         out: where to; must not exist yet. A folder, for comfyui a file that ends in .safetensors.
         weights: "ema" for the averaged weights where the run kept them, "online" for the plain ones, or the name of

@@ -13,7 +13,7 @@ from ldm.commands.load import load_run
 from ldm.sampling.generate import Generation, Guide
 from ldm.sampling.guidance import Autoguidance
 from ldm.sampling.request import Request
-from ldm.training.checkpoint import file_hash
+from ldm.training.checkpoint import checkpoint_with_hash, is_checkpoint, list_checkpoints
 
 GUIDE = "guidance.run"  # its entry among a recipe's inputs
 
@@ -42,7 +42,7 @@ def with_guide(
     guidance = generation.guidance
     if not isinstance(guidance, Autoguidance):
         return generation, {}
-    named = guidance.run if made_with is None else checkpoint_with_hash(Path(guidance.run), made_with)
+    named = guidance.run if made_with is None else guiding_checkpoint(Path(guidance.run), made_with)
     loaded = load_run(named, weights=guidance.weights, runs=runs)
     if not hasattr(loaded.module, "generation"):
         raise ValueError(f"guidance.run={guidance.run} makes no pictures of prompts: name a diffusion run")
@@ -94,12 +94,17 @@ def check_guidance(generation: Generation, module: Any, requests: Sequence[Reque
         )
 
 
-def check_training(module: Any) -> None:
-    """Refuse a training whose sample grids could not be made.
+def check_training(module: Any, *, sharded: bool = False) -> None:
+    """Refuse a training whose sample grids, or whose file at the end, could not be made.
 
     Raises:
-        ValueError: Its guidance needs a second model.
+        ValueError: Its guidance needs a second model, or it is an autoencoder whose weights are to be spread.
     """
+    if sharded and hasattr(module, "export"):
+        raise ValueError(
+            "trainer=fsdp is for denoisers: an autoencoder's file is written by one process, which must hold all of "
+            "it; use trainer=ddp"
+        )
     if isinstance(getattr(module, "guidance", None), Autoguidance):
         raise ValueError(
             "guidance=autoguidance needs a second model, which a training does not load for its sample grids: train "
@@ -107,18 +112,17 @@ def check_training(module: Any) -> None:
         )
 
 
-def checkpoint_with_hash(named: Path, wanted: str) -> Path:
-    """The file of this hash: the one named, or another checkpoint beside it, since ``last.ckpt`` moves on.
+def guiding_checkpoint(named: Path, wanted: str) -> Path:
+    """The checkpoint of this hash: the one named, or another beside it, since the newest moves on.
 
     Raises:
         ValueError: None has it.
     """
-    files = [*([named] if named.is_file() else []), *sorted(named.parent.glob("*.ckpt"))]
-    for file in files:
-        if file_hash(file) == wanted:
-            return file
-    looked = ", ".join(dict.fromkeys(map(str, files))) or f"none, {named.parent} holds no checkpoints"
+    found = [*([named] if is_checkpoint(named) else []), *list_checkpoints(named.parent)]
+    if path := checkpoint_with_hash(found, wanted):
+        return path
+    looked = ", ".join(dict.fromkeys(map(str, found))) or f"none, {named.parent} holds no checkpoints"
     raise ValueError(
-        f"the picture was guided by checkpoint {wanted[:12]}, once {named}, and no file looked at has this hash "
+        f"the picture was guided by checkpoint {wanted[:12]}, once {named}, and none looked at has this hash "
         f"({looked}): bring it back"
     )

@@ -18,11 +18,13 @@ from ldm.codecs.kl import read_autoencoder
 from ldm.commands import compose
 from ldm.commands.autoencoders import convert_autoencoder
 from ldm.commands.export import remove
+from ldm.commands.needs import refuse_missing
 from ldm.diffusion.diffusion import Diffusion
 from ldm.interop.formats import AUTOENCODER
 from ldm.interop.native import FILE, write_parts
 from ldm.interop.schedulers import differences, scheduler_config
 from ldm.interop.source import Source, read_source
+from ldm.training.folders import folder_name, point, write_checkpoint
 from ldm.training.run import RunFolder, start_run
 
 
@@ -62,6 +64,7 @@ def import_(
     Raises:
         FileExistsError: ``out`` is there already.
         FileNotFoundError: The source lacks something.
+        MissingNeeds: The text encoder's weights are not on this machine.
         ValueError: The source has no counterpart here, or is not what the network or the diffusion says.
     """
     console = Console(soft_wrap=True, highlight=False)
@@ -70,6 +73,9 @@ def import_(
         raise FileExistsError(f"{place} is there already: give another out=..., or remove it first")
     if weights not in ("ema", "online"):
         raise ValueError(f"weights={weights!r} is not known: say 'ema' or 'online'")
+    if text_encoder is not None:
+        resolved = OmegaConf.to_container(text_encoder, resolve=True)
+        refuse_missing(OmegaConf.create({"text_encoder": resolved}))
     source = read_source(Path(from_), on_meta(network), averaged=weights == "ema")
     parts = {"diffusion": diffusion, "network": network, "text_encoder": text_encoder}
     parts |= {"sampler": sampler, "grid": grid, "guidance": guidance}
@@ -156,8 +162,8 @@ def write_run(
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     checkpoints = RunFolder(folder).checkpoints
-    checkpoints.mkdir()
-    torch.save(checkpoint, checkpoints / "last.ckpt")
+    write_checkpoint(checkpoint, checkpoints / folder_name(0), about={"images_seen": 0})
+    point(checkpoints / "last", folder_name(0))
     config.codec.path = str(place / AUTOENCODER)
     for name, resolve in (("config.yaml", False), ("resolved.yaml", True)):
         (folder / name).write_text(OmegaConf.to_yaml(config, resolve=resolve), encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,10 @@ def launch(arguments: Sequence[str]) -> float | None:
             if options.cfg:  # shown first, so that what is wrong with it can be seen
                 compose.compose("train", given)
             elif options.multirun:
+                if "hydra/launcher=slurm" in given and shutil.which("sbatch") is None:
+                    raise ConfigError(
+                        "hydra/launcher=slurm: there is no sbatch here; start it where jobs are submitted"
+                    )
                 for job in jobs:
                     checked(job)
             else:
@@ -72,7 +77,13 @@ def checked(overrides: Sequence[str]) -> DictConfig:
     rest = [item for item in overrides if not item.startswith("resume=")]
     # config.yaml has its references, so one changed value reaches all that refer to it
     config = compose.load("config", rest, folder=run, **TRAINING)
-    config.resume = str(run)
+    path = Path(where)
+    if path.absolute().parent == (run / "checkpoints").absolute():  # named, so no other may be taken
+        if not path.exists():
+            raise ConfigError(f"resume: there is no checkpoint {where}; resume={run} takes the newest")
+        config.resume = str(path.resolve())
+    else:
+        config.resume = str(run)
     return config
 
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from ldm.commands.needs import refuse_missing
 from ldm.commands.schema import check
-from ldm.training.checkpoint import file_hash, load_parts, load_weights, read_run
+from ldm.training.checkpoint import load_parts, load_weights, read_run
+from ldm.training.folders import file_hash
 from ldm.training.run import RunFolder
 from ldm.training.snapshots import find_average, read_average
 
@@ -27,7 +28,7 @@ class LoadedRun:
     config: DictConfig
     module: Any  # the task's LightningModule
     checkpoint_path: Path
-    checkpoint_hash: str  # sha256 of the file, 64 hex digits
+    checkpoint_hash: str  # tells it from all others, 64 hex digits
     weights: str  # which were loaded: "ema", "online", or an average's name with its file's hash
     images_seen: int
     parts: Mapping[str, nn.Module] = field(default_factory=dict)  # what was trained, by name
@@ -37,7 +38,7 @@ def load_run(run: str | Path, *, weights: str = "ema", runs: str | Path = "runs"
     """Find a run, check that its config builds allowed parts only, build its module and load its weights.
 
     Args:
-        run: A run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint file of a run.
+        run: A run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint of a run.
         weights: "ema" for the averaged weights where the run kept them, "online" for the plain ones, or the name of
             an average that ``ldm ema`` made.
 
@@ -50,7 +51,7 @@ def load_run(run: str | Path, *, weights: str = "ema", runs: str | Path = "runs"
     """
     saved = read_run(run, runs=runs)
     check(saved.config, record="ldm.commands.settings.TrainConfig")
-    refuse_missing(saved.config)
+    refuse_missing(saved.config, file=saved.folder.config)
     average = None if weights in ("ema", "online") else find_average(saved.folder.path, weights)
     module = instantiate(saved.config.task, _convert_="all")
     loaded = load_weights(module, saved.checkpoint, weights="online" if average else weights)

@@ -144,3 +144,7 @@ def _help(verb: str, target: str) -> None:
     found = signature(target)
     print(f"ldm {verb} [key=value ...]\n\n{found.doc if found else ''}\n\nDefaults (configs/{verb}.yaml):\n")
     print(OmegaConf.to_yaml(compose.compose(verb, []).config), end="")
+
+
+if __name__ == "__main__":
+    main()

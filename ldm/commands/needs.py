@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path as FilePath
 from typing import Any
 
 from hydra.utils import get_class, instantiate
@@ -25,12 +26,17 @@ def needs(config: DictConfig) -> list[tuple[str, Need]]:
     return found
 
 
-def refuse_missing(config: DictConfig) -> None:
+def refuse_missing(config: DictConfig, *, file: FilePath | None = None) -> None:
     """
+    Args:
+        config: Has passed the schema.
+        file: Where it stands, if not on the command line: that is where a person can change it.
+
     Raises:
         MissingNeeds: Some needs of the config are not met; it names all of these.
     """
-    if unmet := [(key, need) for key, need in needs(config) if not need.is_met]:
+    where = "" if file is None else f"{file}: "
+    if unmet := [(f"{where}{key}", need) for key, need in needs(config) if not need.is_met]:
         raise MissingNeeds(unmet)
 
 

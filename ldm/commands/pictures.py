@@ -20,6 +20,7 @@ from ldm.sampling.generate import Generation
 from ldm.sampling.modes import Mode
 from ldm.sampling.recipe import Recipe, part_to_plain
 from ldm.sampling.request import Request
+from ldm.training.ranks import Ranks, make_together
 
 
 def generation_of(loaded: LoadedRun, device: torch.device) -> Generation:
@@ -61,9 +62,14 @@ class Work:
     device: torch.device
 
     def make(
-        self, requests: Sequence[Request], *, console: Console, on_step: StepCallback | None = None
+        self,
+        requests: Sequence[Request],
+        *,
+        console: Console,
+        on_step: StepCallback | None = None,
+        ranks: Ranks | None = None,
     ) -> Tensor:
-        """One picture per request, with a progress bar: (N, 3, fH, fW) uint8."""
+        """One picture per request, made by all processes, with a progress bar: (N, 3, fH, fW) uint8."""
         codec = self.generation.codec
         height, width = (side * codec.downsample for side in self.latent_size)
         with torch.no_grad():
@@ -71,13 +77,23 @@ class Work:
         columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("sampling", total=len(requests))
-            return self.generation.pictures(
-                requests,
-                latent_size=self.latent_size,
+
+            def make(rows: Sequence[int]) -> Tensor:
+                return self.generation.pictures(
+                    [requests[row] for row in rows],
+                    latent_size=self.latent_size,
+                    batch_size=self.batch_size,
+                    route=route,
+                    on_step=on_step,
+                )
+
+            return make_together(
+                make,
+                len(requests),
                 batch_size=self.batch_size,
-                route=route,
+                ranks=ranks or Ranks(),
+                device=self.device,
                 on_batch=lambda done: progress.update(task, completed=done),
-                on_step=on_step,
             )
 
     def recipe(self, request: Request, *, row: int) -> Recipe:

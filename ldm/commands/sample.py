@@ -12,7 +12,7 @@ from ldm.commands.again import again
 from ldm.commands.film import Film, write_film
 from ldm.commands.guide import check_guidance, with_guide
 from ldm.commands.inputs import input_size, read_inputs, unit_of
-from ldm.commands.load import device_for, load_run
+from ldm.commands.load import load_run
 from ldm.commands.pictures import Work, generation_of
 from ldm.commands.prompts import read_prompts
 from ldm.commands.sheet import digest, file_name, write_sheet
@@ -22,6 +22,7 @@ from ldm.sampling.grids import Grid
 from ldm.sampling.modes import Mode
 from ldm.sampling.recipe import write_png
 from ldm.sampling.request import Request
+from ldm.training.ranks import launched
 
 
 def sample(
@@ -51,10 +52,10 @@ def sample(
     """Make pictures of prompts with a trained run, edit a picture, or make one again from its own file.
 
     Every prompt is drawn from every seed. Written are single PNGs, each with its recipe inside, and one labelled
-    grid with a row per prompt.
+    grid with a row per prompt. Under torchrun or srun the processes share the pictures.
 
     Args:
-        run: Run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint file.
+        run: Run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one of its checkpoints.
         mode: text, image (mode.image, mode.strength), inpaint (mode.image, mode.mask), variations (mode.seed,
             mode.amount) or interpolate (mode.num_frames).
         prompts: What to draw: texts, or mappings with ``prompt``, ``negative``, ``seed``, ``guidance``.
@@ -106,29 +107,32 @@ def sample(
     inputs = read_inputs(mode.files())
 
     loaded = load_run(run, weights=weights, runs=runs)
-    place = device_for(device)
-    generation = with_parts(
-        generation_of(loaded, place), sampler=sampler, grid=grid, guidance=guidance, num_steps=num_steps
-    )
-    check_guidance(generation, loaded.module, requests)
-    if image_size is None:
-        image_size = input_size(inputs, unit_of(loaded.module))
-    latent_size = choose_latent_size(image_size, loaded.module)
-    diffusion, times = generation.path(latent_size)  # refuses grids that cannot be, too
-    generation, guide = with_guide(generation, device=place, runs=runs)
-    work = Work(
-        loaded=loaded,
-        generation=generation,
-        mode=mode,
-        inputs=inputs,
-        guide=guide,
-        latent_size=latent_size,
-        batch_size=batch_size,
-        device=place,
-    )
-    requests = with_all_scales(requests, generation.guidance)
-    film = Film() if trace else None
-    pictures = work.make(requests, console=console, on_step=film)
+    with launched(device) as (ranks, place):
+        console = Console(quiet=not ranks.is_main)
+        generation = with_parts(
+            generation_of(loaded, place), sampler=sampler, grid=grid, guidance=guidance, num_steps=num_steps
+        )
+        check_guidance(generation, loaded.module, requests)
+        if image_size is None:
+            image_size = input_size(inputs, unit_of(loaded.module))
+        latent_size = choose_latent_size(image_size, loaded.module)
+        diffusion, times = generation.path(latent_size)  # refuses grids that cannot be, too
+        generation, guide = with_guide(generation, device=place, runs=runs)
+        work = Work(
+            loaded=loaded,
+            generation=generation,
+            mode=mode,
+            inputs=inputs,
+            guide=guide,
+            latent_size=latent_size,
+            batch_size=batch_size,
+            device=place,
+        )
+        requests = with_all_scales(requests, generation.guidance)
+        film = Film() if trace else None
+        pictures = work.make(requests, console=console, on_step=film, ranks=ranks)
+    if not ranks.is_main:
+        return
 
     folder = Path(out) if out else loaded.folder.path / "pictures"
     files = []

@@ -35,7 +35,7 @@ class TrainConfig:
         seed: What all randomness is derived from.
         num_images: Images to train on, over all processes; drives everything.
         run_id: Name of the run's folder; made once when null.
-        resume: A run to go on with: its folder, or ``<name>/<run_id>``.
+        resume: A run to go on with: its folder, ``<name>/<run_id>``, or one of its checkpoints.
         init_from: Weights to begin with: a run, one of its checkpoints, or what ``ldm import`` wrote.
         allow_download: Pretrained weights that are not on this machine may be downloaded.
         tags, notes, group, job_type: For finding the run again.
@@ -61,7 +61,7 @@ class TrainConfig:
     text_encoder: Part | Nothing
     data: Part
     buckets: Part | None = None  # for data; runs of older versions have none
-    captions: Part | None = None
+    caption_recipe: Part | None = None
     sampler: Part | Nothing
     grid: Part | Nothing
     guidance: Part | Nothing

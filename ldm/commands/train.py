@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +14,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.guide import check_training
 from ldm.commands.needs import refuse_missing
-from ldm.training.checkpoint import newest_checkpoint
+from ldm.training.checkpoint import is_checkpoint, list_checkpoints
 from ldm.training.devices import check_devices, choose_precision
 from ldm.training.fit import fit
 from ldm.training.initial import begin_with
+from ldm.training.lock import locked
 from ldm.training.logging import quiet_lightning
-from ldm.training.run import RunFolder, choose_run_id, exported_run_id, is_main_process, start_run
+from ldm.training.ranks import check_launch, environment
+from ldm.training.run import (
+    RunFolder,
+    choose_run_id,
+    exported_run_id,
+    is_main_process,
+    is_requeued,
+    start_run,
+)
 
 
 def train(config: DictConfig) -> float | None:
@@ -29,40 +39,64 @@ def train(config: DictConfig) -> float | None:
         MissingNeeds: Files of pretrained weights are not on this machine.
         ValueError, OSError: What the parts refuse, before the run folder is claimed.
     """
-    resumed = None if config.resume is None else RunFolder(Path(config.resume))
+    where = config.resume
+    if where is None and is_requeued():
+        own = RunFolder(Path(config.paths.runs, config.name, choose_run_id(config.run_id)))
+        where = own.path if own.config.is_file() else None
+    resumed, checkpoint = (None, None) if where is None else to_go_on_from(Path(where))
     config.run_id = resumed.id if resumed else choose_run_id(config.run_id)
     quiet_lightning()
-    check_devices(
+    sharded = "FullySharded" in str(OmegaConf.select(config, "trainer.strategy._target_"))
+    num_nodes = config.trainer.get("num_nodes", 1)
+    processes = check_devices(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
-        num_nodes=config.trainer.get("num_nodes", 1),
+        num_nodes=num_nodes,
         batch_size=config.data.batch_size,
+        pieces=config.trainer.accumulate_grad_batches,
+        sharded=sharded,
     )
-    config.trainer.precision = choose_precision(
-        config.trainer.precision, accelerator=config.trainer.accelerator
-    )  # into the run's own config: it goes on in the same precision, wherever
+    check_launch(processes=processes, num_nodes=num_nodes)
     refuse_missing(config)
+    config.trainer.precision = choose_precision(
+        config.trainer.precision, accelerator=config.trainer.accelerator, sharded=sharded
+    )  # into the run's own config: it goes on in the same precision, wherever
     with exported_run_id(config.run_id):
         torch.manual_seed(
             config.seed
         )  # the network's first weights; all else is addressed, see ldm/randomness.py
         path = resumed.path if resumed else Path(config.paths.runs, config.name, config.run_id)
         module, data = built(config.task), built(config.data)
-        check_training(module)
+        check_training(module, sharded=sharded)
         if (start := config.get("init_from")) and not resumed:  # a resumed run has weights of its own
             print(begin_with(module, start, runs=config.paths.runs))
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
-        folder = start_run(path, config=config, command=["python", *sys.argv], resume=resumed is not None)
-        note_text_contract(folder, module)
-        trainer = instantiate(config.trainer, callbacks=parts(config.callbacks), logger=parts(config.logger))
-        return fit(
-            trainer,
-            module,
-            data,
-            folder,
-            config=cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)),
-            checkpoint=newest_checkpoint(resumed) if resumed else None,
-        )
+        with locked(path) if is_main_process() else nullcontext():
+            command = ["python", *sys.argv]
+            folder = start_run(path, config=config, command=command, resume=resumed is not None)
+            note_text_contract(folder, module)
+            trainer = instantiate(
+                config.trainer,
+                callbacks=parts(config.callbacks),
+                logger=parts(config.logger),
+                **environment(),
+            )
+            return fit(
+                trainer,
+                module,
+                data,
+                folder,
+                config=cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)),
+                checkpoint=checkpoint,
+            )
+
+
+def to_go_on_from(where: Path) -> tuple[RunFolder, Path | None]:
+    """A run and what to load of it: the checkpoint that was named, the folder of all, or None where there are none."""
+    if is_checkpoint(where):
+        return RunFolder(where.parent.parent), where
+    run = RunFolder(where)
+    return run, run.checkpoints if list_checkpoints(run.checkpoints) else None
 
 
 def note_text_contract(folder: RunFolder, module: Any) -> None:

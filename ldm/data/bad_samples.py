@@ -17,6 +17,7 @@ from ldm.data.index import Skipped
 log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.jsonl"  # in the run folder: a line per bad sample
+_SHOWN = 5  # bad samples that are shown as they come
 DATA_ERROR = 65  # EX_DATAERR of sysexits.h
 
 
@@ -78,9 +79,11 @@ class Ledger:
                 self._known.add((said["shard"], said["key"]))
 
     def note(self, skipped: Iterable[Skipped]) -> None:
-        """Write down what is not known yet."""
+        """Write down what is not known yet, without counting it."""
         named = {(one.shard, one.key): one for one in skipped}
         fresh = [one for name, one in named.items() if name not in self._known]
+        for one in fresh[: max(0, _SHOWN - len(self._known))]:
+            log.warning("another stands for a bad sample: %s", one)
         self._known.update(named)
         if self._file is not None and fresh:
             self._file.parent.mkdir(parents=True, exist_ok=True)

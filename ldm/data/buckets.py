@@ -8,6 +8,7 @@ to the largest that it fills.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,15 @@ class Assignment:
     def members(self, bucket: int) -> np.ndarray:
         """The pictures of one bucket, in order, (n,) int64."""
         return np.flatnonzero(self.bucket == bucket)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over which picture comes out in which size; "" where all come out in one."""
+        if len(self.sizes) == 1 and not self.left_out:
+            return ""
+        digest = hashlib.blake2b(repr(self.sizes).encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.bucket).tobytes())
+        return digest.hexdigest()
 
     def first(self, num: int) -> Assignment:
         """Of the first ``num`` pictures only; sizes that none of them comes out in are left away."""
@@ -211,10 +221,8 @@ class Buckets:
         )
 
     def assign(self, height: np.ndarray, width: np.ndarray) -> Assignment:
-        first = _nearest(height, width, self.every(), self.max_cut, enlarge=self.enlarge)
-        bucket, left_out = first
-        moved = 0
-        open_ = np.arange(len(self.every()))
+        bucket, left_out = _nearest(height, width, self.every(), self.max_cut, enlarge=self.enlarge)
+        nearest, open_ = bucket, np.arange(len(self.every()))
         while True:  # closing one bucket may be what fills its neighbour, so the emptiest goes first
             counts = np.bincount(bucket[bucket >= 0], minlength=len(open_))
             emptiest = int(counts.argmin())
@@ -228,8 +236,8 @@ class Buckets:
                 height[moving], width[moving], left, self.max_cut, enlarge=self.enlarge
             )
             bucket[moving] = moved_to
-            moved += int((moved_to >= 0).sum())
             left_out = {why: left_out.get(why, 0) + refused.get(why, 0) for why in {**left_out, **refused}}
+        moved = int(((bucket >= 0) & (open_[bucket] != nearest)).sum())
         return Assignment(
             tuple(self.every()[i] for i in open_),
             bucket.astype(np.int16),
@@ -279,6 +287,20 @@ def _resolutions(areas: np.ndarray) -> list[np.ndarray]:
         found.append(one)
         left &= ~one
     return found
+
+
+def check_sizes(sizes: Sequence[Size], unit: int) -> None:
+    """
+    Raises:
+        ValueError: A side is no multiple of ``unit``, the codec's stride times the network's patch.
+    """
+    for height, width in sizes:
+        if height % unit or width % unit:
+            what = f"image_size={height}" if height == width else f"the bucket {height} x {width}"
+            raise ValueError(
+                f"{what} is not divisible by {unit}, the autoencoder's stride times the network's patch: choose "
+                f"another image_size, or buckets.multiple_of={unit}"
+            )
 
 
 def token_counts(sizes: Sequence[Size], multiple_of: int) -> list[int]:

@@ -52,21 +52,23 @@ class CaptionRecipe:
 
     def __post_init__(self) -> None:
         if self.missing not in MISSING:
-            raise ValueError(f"captions.missing is '{self.missing}'; it may be one of {', '.join(MISSING)}")
+            raise ValueError(
+                f"caption_recipe.missing is '{self.missing}'; it may be one of {', '.join(MISSING)}"
+            )
         if self.templates is not None and not self.templates:
-            raise ValueError("captions.templates is an empty list; give null for captions as they are")
+            raise ValueError("caption_recipe.templates is an empty list; give null for captions as they are")
         for template in self.templates or ():
             if PLACE not in template:
                 raise ValueError(
-                    f"captions.templates: '{template}' has no {PLACE}, where the caption would stand"
+                    f"caption_recipe.templates: '{template}' has no {PLACE}, where the caption would stand"
                 )
         if not 0 <= self.tag_dropout < 1:
             raise ValueError(
-                f"captions.tag_dropout={self.tag_dropout} is a share of the tags, from 0 to below 1"
+                f"caption_recipe.tag_dropout={self.tag_dropout} is a share of the tags, from 0 to below 1"
             )
         if self.keep_tags < 0 or not self.tag_separator:
             raise ValueError(
-                "captions.keep_tags counts tags, from 0, and captions.tag_separator is not empty"
+                "caption_recipe.keep_tags counts tags, from 0, and caption_recipe.tag_separator is not empty"
             )
 
     @property
@@ -101,11 +103,11 @@ class CaptionRecipe:
         """The caption at a place, from the sample's texts in the fields; see ``place``."""
         if not said:
             return ""
-        templates = self.templates or (PLACE,)
-        caption = said[place // len(templates)]
+        text, template = divmod(place, len(self.templates)) if self.templates else (place, 0)
+        caption = said[text]
         if self.changes_tags:
             caption = self._tags_anew(caption, seed, key, visit)
-        return templates[place % len(templates)].replace(PLACE, caption)
+        return self.templates[template].replace(PLACE, caption) if self.templates else caption
 
     def every(self, said: Sequence[str]) -> list[str]:
         """All captions that a sample with these texts in the fields can be given, at their places.
@@ -116,7 +118,7 @@ class CaptionRecipe:
         if self.changes_tags:
             raise ValueError(
                 "captions whose tags are shuffled or left out anew at each visit cannot be encoded beforehand: set "
-                "captions.shuffle_tags=false and captions.tag_dropout=0, or encode text while training"
+                "caption_recipe.shuffle_tags=false and caption_recipe.tag_dropout=0, or encode text while training"
             )
         templates = self.templates or (PLACE,)
         return [template.replace(PLACE, text) for text in said for template in templates] or [""]

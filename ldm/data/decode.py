@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
@@ -23,6 +24,7 @@ class UnreadablePicture(ValueError):
     """The bytes are no picture, a damaged one, or one too large to decode."""
 
 
+@cache
 def colour(name: str) -> Colour:
     """An RGB colour from its name ("white", "#f5f0e6").
 

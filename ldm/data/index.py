@@ -24,6 +24,7 @@ from ldm.data.shard_index import ShardHeader, ShardIndex, load_headers
 __all__ = ["FORMATS", "PARTS", "PICTURES", "SampleIndex", "Skipped", "build_index", "report"]
 
 _OPEN = 256  # shards that are kept open at a time; an operating system allows about a thousand files
+_NEAR = 8_192  # bytes between a sample's members that are read along
 _LISTED = 10_000  # skipped samples that are kept with their reasons
 _COLUMNS = ("width", "height", "format", "caption_length", "picture_size", "txt_size", "json_size")
 
@@ -51,11 +52,11 @@ class SampleIndex:
         skipped: list[Skipped],
         num_skipped: int,
         num_filtered: int,
-        prefix: str,
+        names: Sequence[str],
     ) -> None:
         self.headers = list(headers)
         self.shards = [header.path for header in headers]
-        self.names = _names(self.shards, prefix)  # of the shards, in keys
+        self.names = list(names)  # of the shards, in keys
         self.rows = list(rows)  # (count,) uint32 of each shard: the rows that are taken; None: all
         self.counts = np.array(
             [
@@ -93,6 +94,11 @@ class SampleIndex:
         shard, row = self.place(i)
         return f"{self.names[shard]}/{self._shard(shard).key(row)}"
 
+    def skip(self, i: int, reason: str) -> Skipped:
+        """A note that sample ``i`` cannot be used."""
+        shard, row = self.place(i)
+        return Skipped(self.names[shard] + ".tar", self._shard(shard).key(row), reason)
+
     def find(self, key: str) -> int:
         """The number of the sample called ``key``; a search through its shard, for rare use.
 
@@ -127,6 +133,29 @@ class SampleIndex:
         if len(data) < size:
             raise OSError(f"{self.shards[shard]} has become shorter since it was indexed; start again")
         return data
+
+    def members(self, i: int) -> tuple[str, list[bytes | None]]:
+        """Key, and picture, txt and json of sample ``i``, None where it has none: one look-up, and mostly one read.
+
+        Raises:
+            OSError: as ``read``.
+        """
+        shard, row = self.place(i)
+        index = self._shard(shard)
+        offsets, sizes = index.offsets[row].tolist(), index.sizes[row].tolist()
+        begin = min(at for at, size in zip(offsets, sizes, strict=True) if size >= 0)
+        end = max(at + size for at, size in zip(offsets, sizes, strict=True))
+        file, found = self._file(shard), []
+        whole = os.pread(file, end - begin, begin) if end - begin < sum(sizes) + _NEAR else None
+        for at, size in zip(offsets, sizes, strict=True):
+            if size < 0:
+                found.append(None)
+                continue
+            data = os.pread(file, size, at) if whole is None else whole[at - begin : at - begin + size]
+            if len(data) < size:
+                raise OSError(f"{self.shards[shard]} has become shorter since it was indexed; start again")
+            found.append(data)
+        return f"{self.names[shard]}/{index.key(row)}", found
 
     def column(self, name: str) -> np.ndarray:
         """(N,) of every sample, without reading a picture.
@@ -262,7 +291,7 @@ def build_index(
         skipped=skipped,
         num_skipped=num_skipped,
         num_filtered=num_filtered,
-        prefix=prefix,
+        names=_names([header.path for header in headers], prefix),
     )
     if not len(index):
         if num_filtered:
@@ -289,8 +318,20 @@ def _without_caption(header: ShardHeader, key: str, num: int, fields: Sequence[s
     there = [name for name, count in header.with_text.items() if count]
     return (
         f"{num} samples of {header.path.name} have no caption in {' or '.join(map(repr, fields))}, the first is {key} "
-        f"(texts there are in {', '.join(there) or 'no field at all'}): set caption_field, or captions.missing to skip "
-        f"or empty"
+        f"(texts there are in {', '.join(there) or 'no field at all'}): set caption_field, or caption_recipe.missing "
+        f"to skip or empty"
+    )
+
+
+def joined(indexes: Sequence[SampleIndex]) -> SampleIndex:
+    """One index over all, one after the other."""
+    return SampleIndex(
+        [header for index in indexes for header in index.headers],
+        rows=[rows for index in indexes for rows in index.rows],
+        skipped=[skip for index in indexes for skip in index.skipped],
+        num_skipped=sum(index.num_skipped for index in indexes),
+        num_filtered=sum(index.num_filtered for index in indexes),
+        names=[name for index in indexes for name in index.names],
     )
 
 

@@ -12,8 +12,10 @@ import torch
 from ldm.data.buckets import Assignment
 from ldm.data.cache import CacheFile
 from ldm.data.latents import contract_for, latent_parts
+from ldm.data.loading import BatchLoader
+from ldm.data.order import Order
 from ldm.data.parts import Part, missing
-from ldm.data.pipeline import BatchLoader, Order, ShardDataset, pieces_of
+from ldm.data.pipeline import ShardDataset, pieces_of
 from ldm.data.strings import Strings
 from ldm.data.text_cache import TextCache
 from ldm.interfaces import Batch
@@ -50,7 +52,9 @@ class LatentDataset:
             )
         self.text = text
         self.assignment: Assignment = pictures.assignment
-        self.preparation = pictures.preparation
+        self.preparations = [
+            pictures.preparation_of(part.samples.start) for part in self.parts
+        ]  # of each part
         self._ends = np.array([part.samples.stop for part in self.parts])  # (number of parts,)
         self._open: OrderedDict[int, _OpenPart] = OrderedDict()
 
@@ -60,21 +64,20 @@ class LatentDataset:
     def batch(self, indices: Sequence[int], visits: Sequence[int], *, slots: range, num_slots: int) -> Batch:
         """The samples at ``indices`` (B,), all of one size, at their ``visits`` (B,), with a caption drawn for each."""
         numbers = np.searchsorted(self._ends, np.asarray(indices), side="right").tolist()
-        places = [
-            (self._part(number), i - self.parts[number].samples.start)
-            for number, i in zip(numbers, indices, strict=True)
-        ]
-        first, row = places[0]
-        size = tuple(first.sizes[row, 4:].tolist())
-        moments = np.empty((len(places), *first.moments[size].shape[1:]), np.float16)  # (B, 2C, H, W)
-        sizes = np.empty((len(places), 6), np.float32)
-        recipe, fields, seed = self.preparation.captions, self.preparation.fields, self.preparation.seed
+        parts = [self._part(number) for number in numbers]
+        rows = [i - self.parts[number].samples.start for i, number in zip(indices, numbers, strict=True)]
+        height, width = parts[0].sizes[rows[0], 4:].tolist()
+        moments = np.empty(
+            (len(rows), *parts[0].moments[height, width].shape[1:]), np.float16
+        )  # (B, 2C, H, W)
+        sizes = np.empty((len(rows), 6), np.float32)
         keys, captions, said = [], [], []
-        for b, ((part, row), visit) in enumerate(zip(places, visits, strict=True)):
-            moments[b] = part.moments[size][part.row[row]]
+        for b, (number, part, row, visit) in enumerate(zip(numbers, parts, rows, visits, strict=True)):
+            moments[b] = part.moments[height, width][part.row[row]]
             sizes[b] = part.sizes[row]
-            source = int(part.source[row])
-            key, texts, counts = part.keys[source], *part.said(source, fields)
+            preparation, source = self.preparations[number], part.source[row]
+            recipe, fields, seed = preparation.captions, preparation.fields, preparation.seed
+            key, (texts, counts) = part.keys[source], part.said(source, fields)
             place = recipe.place(counts, fields, seed=seed, key=key, visit=visit)
             captions.append(recipe.caption(texts, place, seed=seed, key=key, visit=visit))
             keys.append(key)
@@ -96,7 +99,7 @@ class LatentDataset:
     def endless(self, order: Order) -> Iterator[Batch]:
         """Training batches in the order given; read in this process, for handing over costs more than reading."""
         for requests in order:
-            indices, visits = zip(*requests, strict=True)
+            indices, visits, _ = zip(*requests, strict=True)
             yield self.batch(indices, visits, slots=order.slots, num_slots=order.global_batch)
 
     def in_order(self, *, batch_size: int) -> BatchLoader:
@@ -127,24 +130,30 @@ class _OpenPart:
 
     def __init__(self, part: Part, folder: Path) -> None:
         columns = CacheFile(part.file(folder)).arrays
-        self.row, self.sizes, self.source = columns["row"], columns["sizes"], columns["source"]
+        # Memory views: an element of an array would be an object of numpy's, several times slower to make.
+        self.row, self.source, self.sizes = (
+            columns["row"].data,
+            columns["source"].data,
+            columns["sizes"],
+        )
         named = {
             name.removeprefix("moments/"): x for name, x in columns.items() if name.startswith("moments/")
         }
-        self.moments = {tuple(map(int, name.split("x"))): x for name, x in named.items()}
+        self.moments: dict[tuple[int, ...], np.ndarray] = {
+            tuple(map(int, name.split("x"))): x for name, x in named.items()
+        }  # (height, width) -> (n', 2C, H, W)
         self.keys, self.texts = Strings(columns, "keys"), Strings(columns, "texts")
         self._fields = {name: number for number, name in enumerate(Strings(columns, "fields"))}
-        self._ends, self._field = columns["said_ends"], columns["text_field"]
+        self._ends, self._field = columns["said_ends"].data, columns["text_field"].data
 
     def said(self, row: int, fields: Iterable[str]) -> tuple[list[str], list[int]]:
         """A sample's texts in the fields, and how many there are in each."""
-        begin, end = int(self._ends[row - 1]) if row else 0, int(self._ends[row])
-        of = self._field[begin:end].tolist()
+        begin, end = self._ends[row - 1] if row else 0, self._ends[row]
         texts: list[str] = []
         counts = []
         for name in fields:
             number = self._fields.get(name, -1)
-            here = [self.texts[begin + j] for j, field in enumerate(of) if field == number]
+            here = [self.texts[j] for j in range(begin, end) if self._field[j] == number]
             texts += here
             counts.append(len(here))
         return texts, counts

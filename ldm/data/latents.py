@@ -24,13 +24,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
+from ldm.data.bad_samples import Ledger
 from ldm.data.cache import Blank, written
+from ldm.data.loading import Reader
+from ldm.data.order import Request
 from ldm.data.parts import Part, missing, parts_of
-from ldm.data.pipeline import Request, ShardDataset
+from ldm.data.pipeline import ShardDataset
 from ldm.data.progress import progress
-from ldm.data.sample import Item, Stacked, stack
+from ldm.data.sample import Stacked
 from ldm.data.shards import written_whole
 from ldm.data.strings import packed
 from ldm.data.transforms import to_floats
@@ -46,6 +48,7 @@ class LatentsContract:
 
     codec_hash: str  # of the autoencoder
     background: str  # what transparent parts of pictures show
+    decode_margin: float  # see ``Preparation``
     original_size_from: tuple[str, ...]
     resampling: int = RESAMPLING
 
@@ -93,15 +96,16 @@ def contract_for(codec_hash: str, dataset: ShardDataset) -> LatentsContract:
     return LatentsContract(
         codec_hash=codec_hash,
         background=preparation.background,
+        decode_margin=preparation.decode_margin,
         original_size_from=tuple(preparation.original_size_from or ()),
     )
 
 
 def latent_parts(dataset: ShardDataset) -> list[Part]:
     """One for each shard; their files depend on the sizes that pictures come out in."""
-    assignment = dataset.assignment
-    shapes = np.array([*assignment.sizes, (0, 0)], np.int32)[assignment.bucket]  # (N, 2); -1 is the last
-    return parts_of(dataset.index, shapes)
+    sizes = np.array([*dataset.assignment.sizes, (0, 0)], np.int32)  # the last for bucket -1
+    bucket = dataset.assignment.bucket
+    return parts_of(dataset.index, lambda samples: sizes[bucket[samples.start : samples.stop]].tobytes())
 
 
 @torch.no_grad()
@@ -115,6 +119,7 @@ def encode(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    ledger: Ledger | None = None,
 ) -> int:
     """Write this process's share of the files that are missing; returns how many pictures it has encoded.
 
@@ -127,8 +132,10 @@ def encode(
         num_workers: processes that decode pictures; 0 decodes in this one.
         rank: of this process, in [0, world_size).
         world_size: processes that share the work, shard by shard.
+        ledger: counts bad samples; None keeps one that only stops at too many.
 
     Raises:
+        TooManyBadSamples: more than the ledger's policy bears.
         ValueError: moments that are not finite in float16.
     """
     contract = contract_for(codec.content_hash, dataset)
@@ -139,10 +146,8 @@ def encode(
             path.write_text(json.dumps(asdict(contract), indent=1) + "\n", encoding="utf-8")
     if not todo:
         return 0
-    loader: DataLoader[Item] = DataLoader(
-        dataset, batch_sampler=_Requests(dataset, todo, batch_size), num_workers=num_workers, collate_fn=stack
-    )
-    batches = iter(loader)
+    requests = _Requests(dataset, todo, batch_size)
+    batches = iter(Reader(dataset, requests, ledger=ledger or Ledger(), num_workers=num_workers))
     total = sum(len(part.samples) for part in todo)
     with progress("latents", total=total, shown=rank == 0) as advance:
         for part in todo:
@@ -163,7 +168,7 @@ class _Requests:
     def __iter__(self) -> Iterator[list[Request]]:
         for part in self.parts:
             for members in _batches(self.dataset, part, self.batch_size):
-                yield [(i, 0) for i in members]
+                yield [Request(i, 0) for i in members]
 
 
 def _batches(dataset: ShardDataset, part: Part, batch_size: int) -> Iterator[list[int]]:
@@ -226,6 +231,7 @@ def _fill(
     arrays[f"moments/{height}x{width}"][arrays["row"][rows]] = values
     arrays["sizes"][rows] = sizes
     for row, i, key in zip(rows.tolist(), members, stacked.keys, strict=True):
-        arrays["source"][row] = (
-            i if key == dataset.index.key(i) else dataset.index.find(key)
-        ) - part.samples.start
+        found = i if key == dataset.index.key(i) else dataset.index.find(key)
+        if found not in part.samples:  # a damaged picture is replaced by one of its shard, while there is one
+            raise ValueError(f"the shard {part.name} has hardly a sound picture: leave it out")
+        arrays["source"][row] = found - part.samples.start

@@ -7,7 +7,7 @@ comes along in the message, and is dealt with in the main process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -74,7 +74,7 @@ class Reader:
         self.ledger = ledger
         self._loader: DataLoader[_Read] = DataLoader(
             _Batches(samples),
-            sampler=requests,  # type: ignore[arg-type]  # a batch is one item to it
+            sampler=requests,  # a batch is one item to it
             batch_size=None,
             num_workers=num_workers,
             collate_fn=_as_it_is,
@@ -84,13 +84,14 @@ class Reader:
     def __iter__(self) -> Iterator[Stacked]:
         for stacked, replaced, error in self._loader:
             if error is not None:
+                self.ledger.note(replaced)
                 raise error
             assert stacked is not None
             self.ledger.add(len(stacked.keys), replaced)
             yield stacked
 
 
-def _as_it_is(read: _Read) -> _Read:
+def _as_it_is(read: Any) -> Any:
     return read
 
 
@@ -100,7 +101,7 @@ class BatchLoader:
     Args:
         batches: begins an iteration.
         num_batches: how many there are; None: no end.
-        epoch: of an endless loader, how many steps take each sample once.
+        epoch: of an endless loader, tells how many steps take each sample once.
     """
 
     def __init__(
@@ -108,11 +109,11 @@ class BatchLoader:
         batches: Callable[[], Iterator[Batch]],
         *,
         num_batches: int | None = None,
-        epoch: int | None = None,
+        epoch: Callable[[], int] | None = None,
     ) -> None:
         self._batches = batches
         self._num_batches = num_batches
-        self.steps_per_epoch = num_batches if epoch is None else epoch
+        self._epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches()
@@ -121,3 +122,12 @@ class BatchLoader:
         if self._num_batches is None:
             raise TypeError("an endless loader has no length; steps_per_epoch says how long an epoch is")
         return self._num_batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches take each sample once.
+
+        Raises:
+            TypeError: nobody can know, as of a stream.
+        """
+        return len(self) if self._epoch is None else self._epoch()

@@ -26,8 +26,9 @@ WINDOW = 1 << 20
 class Request(NamedTuple):
     """One sample that a step takes."""
 
-    index: int  # of the sample in the data set
+    sample: int  # its number in the data set
     visit: int  # how often it was taken before
+    bucket: int = 0  # which of the data set's picture sizes it is brought to
 
 
 class Walk(Protocol):

@@ -8,11 +8,9 @@ stale is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from ldm.data.index import SampleIndex
 
@@ -30,22 +28,22 @@ class Part:
         return folder / f"{self.name}-{self.digest}.safetensors"
 
 
-def parts_of(index: SampleIndex, shapes: np.ndarray | None = None) -> list[Part]:
+def parts_of(index: SampleIndex, depends_on: Callable[[range], bytes]) -> list[Part]:
     """The parts of a data set, in its order.
 
     Args:
         index: Of the data set.
-        shapes: (N, ...) what else each sample's entry depends on; None for nothing.
+        depends_on: Samples of a shard -> what else is made of them depends on.
     """
     found = []
     for name, header, rows, end, count in zip(
         index.names, index.headers, index.rows, index.ends.tolist(), index.counts.tolist(), strict=True
     ):
-        samples = range(end - count, end)
-        digest = hashlib.blake2b(f"{header.sha256}\0".encode(), digest_size=8)
-        for array in (rows, None if shapes is None else shapes[samples.start : samples.stop]):
-            digest.update(b"\0" if array is None else np.ascontiguousarray(array).tobytes())
-        if samples:
+        if count:
+            samples = range(end - count, end)
+            digest = hashlib.blake2b(f"{header.sha256}\0".encode(), digest_size=8)
+            digest.update(b"all" if rows is None else rows.tobytes())
+            digest.update(depends_on(samples))
             found.append(Part(name, samples, digest.hexdigest()))
     return found
 

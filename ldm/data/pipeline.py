@@ -1,34 +1,35 @@
 """Shards -> Batch: an exact, endless order that any number of processes walk together.
 
-The way of a picture: ``GlobalBatches`` says which samples a step takes, ``ShardDataset`` reads, decodes and crops
-each of them (in worker processes, as bytes), and the loader makes the Batch (once, in the main process).
+The way of a picture: an ``Order`` says which samples a step takes, ``ShardDataset`` reads, decodes and crops each of
+them (in worker processes, as bytes), and the loader makes the Batch (once, in the main process).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ldm import randomness
+from ldm.data.bad_samples import Ledger, TooManyBadSamples
+from ldm.data.blend import Source
 from ldm.data.buckets import Assignment, Sizes, Square
 from ldm.data.captions import AS_WRITTEN, CaptionRecipe, texts_of
 from ldm.data.decode import UnreadablePicture
-from ldm.data.index import build_index, report
-from ldm.data.sample import Item, MissingCaption, Preparation, stack
+from ldm.data.index import Skipped, build_index, joined, report
+from ldm.data.loading import BatchLoader, Reader
+from ldm.data.order import Order, Request
+from ldm.data.sample import Item, MissingCaption, Preparation
 from ldm.data.shards import find_shards
 from ldm.interfaces import Batch
+from ldm.randomness import address
 
 log = logging.getLogger(__name__)
 
-Request = tuple[int, int]
-"""(index of a sample, visit): which picture, and how often it was taken before."""
+TRIES = 100  # bad samples in a row
 
 
 class ShardDataset(Dataset[Item]):
@@ -43,8 +44,11 @@ class ShardDataset(Dataset[Item]):
         crop: "center" or "random".
         seed: of the random choices.
         background: what transparent parts of a picture show.
+        decode_margin: how many times what is shown JPEGs are decoded at least; see ``Preparation``.
         original_size_from: the json's fields for the original size; see ``Preparation``.
         buckets: in which sizes pictures come out; None for the square.
+        filters: conditions that samples must fulfil, like "min_side >= 256"; see ``ldm.data.filters``.
+        sources: in place of ``shards``, several of them, each with a weight; see ``ldm.data.blend``.
 
     Raises:
         FileNotFoundError: a shard is missing.
@@ -54,7 +58,7 @@ class ShardDataset(Dataset[Item]):
     def __init__(
         self,
         *,
-        shards: str | list[str],
+        shards: str | list[str] | None = None,
         image_size: int,
         caption_field: str | Mapping[str, float] = "txt",
         captions: CaptionRecipe = AS_WRITTEN,
@@ -62,8 +66,11 @@ class ShardDataset(Dataset[Item]):
         crop: str = "center",
         seed: int = 0,
         background: str = "white",
+        decode_margin: float = 1.0,
         original_size_from: Sequence[str] | None = None,
         buckets: Sizes | None = None,
+        filters: Sequence[str] = (),
+        sources: Sequence[Source] = (),
     ) -> None:
         self.preparation = Preparation(
             image_size=image_size,
@@ -73,13 +80,28 @@ class ShardDataset(Dataset[Item]):
             crop=crop,
             seed=seed,
             background=background,
+            decode_margin=decode_margin,
             original_size_from=original_size_from,
         )
-        self.index = build_index(
-            find_shards(shards),
-            caption_fields=list(self.preparation.fields),
-            missing=captions.missing,
-        )
+        if (shards is None) == (not sources):
+            raise ValueError("give either shards or sources")
+        self.sources = list(sources) if shards is None else [Source(shards=shards)]
+        self.preparations = [
+            replace(self.preparation, caption_field=source.caption_field or caption_field)
+            for source in self.sources
+        ]
+        indexes = [
+            build_index(
+                find_shards(source.shards),
+                caption_fields=list(preparation.fields),
+                missing=captions.missing,
+                filters=[*filters, *source.filters],
+                prefix=str(source.name) if len(self.sources) > 1 else "",
+            )
+            for source, preparation in zip(self.sources, self.preparations, strict=True)
+        ]
+        self.index = indexes[0] if len(indexes) == 1 else joined(indexes)
+        self.source_ends = np.cumsum([len(index) for index in indexes])  # (number of sources,)
         if self.index.num_skipped:
             log.warning(report(self.index.skipped, num=self.index.num_skipped))
         self.buckets = (buckets or Square()).sized(image_size)
@@ -97,142 +119,88 @@ class ShardDataset(Dataset[Item]):
         return len(self.index)
 
     def __getitem__(self, request: Request | int) -> Item:
-        """The sample (index, visit); in place of a damaged picture, the next sound one.
+        """One sample; see ``read``."""
+        return self.read(Request(request, 0) if isinstance(request, int) else request)[0]
+
+    def read(self, request: Request) -> tuple[Item, list[Skipped]]:
+        """A sample at a visit; in place of a bad one always the same other one.
+
+        Returns:
+            The sample, and the bad ones that it stands for, each with the reason.
 
         Raises:
-            ValueError: a hundred damaged pictures in a row, or no caption in the field.
+            TooManyBadSamples: a hundred in a row.
+            MissingCaption: there is none, and the policy is not to go without.
         """
-        index, visit = (request, 0) if isinstance(request, int) else request
-        # Also what takes a damaged picture's place comes out in the size that the batch has.
+        index, visit = request.sample, request.visit
+        # Also what takes a bad sample's place comes out in the size that the batch has.
         size = self.assignment.sizes[self.assignment.bucket[index]]
-        for place in range(index, index + 100):
-            i = place % len(self)
-            key = self.index.key(i)
-            picture = self.index.read(i, "picture")
+        bad: list[Skipped] = []
+        for i in self._candidates(index):
+            key, (picture, txt, meta) = self.index.members(i)
             assert picture is not None  # else it would not be in the index
-            txt, meta = self.index.read(i, "txt"), self.index.read(i, "json")
             try:
-                return self.preparation.item(picture, txt=txt, meta=meta, key=key, visit=visit, size=size)
-            except (UnreadablePicture, MissingCaption) as error:
-                log.warning("sample %s is replaced by the next one: %s", key, error)
-        raise ValueError(f"100 damaged pictures in a row, from sample {self.index.key(index)} on")
+                preparation = self.preparation_of(i)
+                return preparation.item(picture, txt=txt, meta=meta, key=key, visit=visit, size=size), bad
+            except MissingCaption as error:
+                if self.preparation.captions.missing == "error":
+                    raise
+                bad.append(self.index.skip(i, str(error)))
+            except UnreadablePicture as error:
+                bad.append(self.index.skip(i, str(error)))
+        raise TooManyBadSamples(f"{TRIES} bad samples in a row; the first is {bad[0]}")
+
+    def preparation_of(self, i: int) -> Preparation:
+        """What is done to sample ``i``; sources differ in where their captions are."""
+        if len(self.preparations) == 1:
+            return self.preparation
+        return self.preparations[int(np.searchsorted(self.source_ends, i, side="right"))]
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The sample, and what may stand for it: of its shard, which is read anyway, and then of its source."""
+        yield index
+        source = int(np.searchsorted(self.source_ends, index, side="right"))
+        all_of_source = range(
+            int(self.source_ends[source - 1]) if source else 0, int(self.source_ends[source])
+        )
+        for attempt in range(1, TRIES):
+            among = self.index.shard_range(index) if attempt < TRIES // 10 else all_of_source
+            yield among[address(self.preparation.seed, "instead", index, attempt) % len(among)]
 
     def captions(self, i: int) -> dict[str, list[str]]:
         """Everything that is said about sample ``i``, by field: "txt" and the texts in its json."""
         return texts_of(self.index.read(i, "txt"), self.index.read(i, "json"))
 
 
-class Order(Protocol):
-    """Which samples each step takes, without end."""
-
-    @property
-    def slots(self) -> range:
-        """This process's places in the global batch."""
-        ...
-
-    @property
-    def global_batch(self) -> int: ...
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        """This process's share of each step."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlobalBatches:
-    """Which samples each step takes: endless, seeded, and cut by place in the global batch.
-
-    Position p of the run is sample ``order(seed, p // n)[p % n]`` at visit ``p // n``: each sample once per epoch,
-    batches straddle epochs, nothing is dropped. A process takes its contiguous slice of each global batch, so the
-    number of processes changes nothing about the samples of a step, and neither does a restart.
-
-    Args:
-        num_samples: n, in the data set.
-        global_batch: samples per step, over all processes.
-        rank: of this process, in [0, world_size).
-        world_size: how many processes there are; must divide ``global_batch``.
-        seed: of the order.
-        start: how many samples the run has taken already; any number.
-    """
-
-    num_samples: int
-    global_batch: int
-    rank: int = 0
-    world_size: int = 1
-    seed: int = 0
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError("the data set is empty")
-        if self.global_batch < 1 or self.global_batch % self.world_size:
-            raise ValueError(
-                f"batch_size is {self.global_batch} over all processes, but there are {self.world_size} of them "
-                f"to share it equally; choose a multiple"
-            )
-
-    @property
-    def slots(self) -> range:
-        """This process's places in the global batch."""
-        share = self.global_batch // self.world_size
-        return range(self.rank * share, (self.rank + 1) * share)
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        order, of_visit = np.empty(0, dtype=np.int64), -1
-        first = self.start
-        while True:
-            requests = []
-            for p in range(first + self.slots.start, first + self.slots.stop):
-                visit, place = divmod(p, self.num_samples)
-                if visit != of_visit:
-                    keyed = randomness.generator(self.seed, "order", visit)
-                    order, of_visit = torch.randperm(self.num_samples, generator=keyed).numpy(), visit
-                requests.append((int(order[place]), visit))
-            yield requests
-            first += self.global_batch
-
-
-class BatchLoader:
-    """Batches to iterate over, again and again; deliberately no DataLoader, so Lightning leaves its order alone."""
-
-    def __init__(self, batches: Callable[[], Iterator[Batch]], *, num_batches: int | None = None) -> None:
-        self._batches = batches
-        self._num_batches = num_batches  # None: no end
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._batches()
-
-    def __len__(self) -> int:
-        if self._num_batches is None:
-            raise TypeError("an endless loader has no length")
-        return self._num_batches
-
-
-def endless(dataset: ShardDataset, order: Callable[[], Order], *, num_workers: int) -> BatchLoader:
+def endless(
+    dataset: ShardDataset, order: Callable[[], Order], *, num_workers: int, ledger: Ledger | None = None
+) -> BatchLoader:
     """Training batches without end.
 
     Args:
         dataset: to read from.
         order: says what to read; asked each time that an iteration begins, so it starts where the run stands then.
         num_workers: processes that decode; 0 decodes in this one.
+        ledger: counts bad samples; None keeps one that only stops at too many.
     """
 
     def batches() -> Iterator[Batch]:
         requests = order()
-        loader: DataLoader[Item] = DataLoader(
-            dataset,
-            batch_sampler=requests,
-            num_workers=num_workers,
-            collate_fn=stack,
-        )
-        for stacked in loader:
+        reader = Reader(dataset, requests, ledger=ledger or Ledger(), num_workers=num_workers)
+        for stacked in reader:
             yield stacked.batch(slots=requests.slots, num_slots=requests.global_batch)
 
-    return BatchLoader(batches)
+    return BatchLoader(batches, epoch=lambda: order().num_batches)
 
 
 def in_order(
-    dataset: ShardDataset, *, batch_size: int, num_workers: int = 0, start: int = 0, stop: int | None = None
+    dataset: ShardDataset,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    start: int = 0,
+    stop: int | None = None,
+    ledger: Ledger | None = None,
 ) -> BatchLoader:
     """Every sample from ``start`` to ``stop`` once, at visit 0; nothing dropped, the last batch may be smaller.
 
@@ -240,17 +208,17 @@ def in_order(
     """
     pieces = pieces_of(dataset.assignment, batch_size=batch_size, start=start, stop=stop)
     total = len(dataset) - int((dataset.assignment.bucket < 0).sum())
-    loader: DataLoader[Item] = DataLoader(
+    reader = Reader(
         dataset,
-        batch_sampler=[[(i, 0) for i in piece] for piece in pieces],
+        [[Request(i, 0) for i in piece] for piece in pieces],
+        ledger=ledger or Ledger(),
         num_workers=num_workers,
-        collate_fn=stack,
-        persistent_workers=num_workers > 0,  # a validation set is walked many times
+        again=True,  # a validation set is walked many times
     )
 
     def batches() -> Iterator[Batch]:
         first = start
-        for piece, stacked in zip(pieces, loader, strict=True):
+        for piece, stacked in zip(pieces, reader, strict=True):
             yield stacked.batch(slots=range(first, first + len(piece)), num_slots=total)
             first += len(piece)
 

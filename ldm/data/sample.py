@@ -131,7 +131,7 @@ class Preparation:
             raise MissingCaption(
                 f"sample {key} has no captions in {' or '.join(map(repr, self.fields))}, only in "
                 f"{', '.join(sorted(texts)) or 'none'}; set caption_field to fields that samples have, or "
-                f"captions.missing to skip or empty"
+                f"caption_recipe.missing to skip or empty"
             )
 
     @property

@@ -81,7 +81,7 @@ def key_and_ending(name: str) -> tuple[str, str]:
     stem, _, ending = base.rpartition(".")
     if not stem or ending.lower() not in PICTURES | {"txt", "json"}:
         stem, _, ending = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), ending.lower()
+    return (f"{folder}/{stem}" if "/" in name else stem), ending.lower()
 
 
 _Spans = dict[str, tuple[int, int]]
@@ -142,7 +142,7 @@ def _columns(
             kind[row], shape[row] = FORMATS.index(header.format), header[1:]
         if "txt" in sample:
             at, size = sample["txt"]
-            length[row] = len(tar[at : at + size].decode("utf-8", "replace").strip())
+            length[row] = len(tar[at : at + size].decode("utf-8-sig", "replace").strip())
         if "json" in sample:
             at, size = sample["json"]
             fields.add(row, tar[at : at + size])

@@ -20,11 +20,11 @@ class Strings(Sequence[str]):
     """What ``packed`` made, as it was."""
 
     def __init__(self, columns: Mapping[str, np.ndarray], name: str) -> None:
-        self._bytes, self._ends = columns[name].data, columns[f"{name}_ends"]
+        # Memory views: an element of an array would be an object of numpy's, several times slower to make.
+        self._bytes, self._ends = columns[name].data, columns[f"{name}_ends"].data
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, i: int) -> str:  # type: ignore[override]  # no slices
-        begin = self._ends[i - 1] if i else 0
-        return str(self._bytes[begin : self._ends[i]], "utf-8", "surrogatepass")
+        return str(self._bytes[self._ends[i - 1] if i else 0 : self._ends[i]], "utf-8", "surrogatepass")

@@ -52,20 +52,23 @@ def text_contract(encoder: TextEncoder, dataset: ShardDataset) -> dict[str, Any]
     return {
         "encoder_hash": encoder.content_hash,
         "encoder": dict(encoder.contract),
-        "fields": list(preparation.fields),
         "templates": None if preparation.captions.templates is None else list(preparation.captions.templates),
     }
 
 
 def text_folder(out: str | Path, contract: dict[str, Any]) -> Path:
     """Where in ``out`` embeddings with this contract lie."""
-    said = json.dumps([contract["fields"], contract["templates"]])
-    return Path(out) / contract["encoder_hash"][:12] / hashlib.sha256(said.encode()).hexdigest()[:8]
+    templates = hashlib.sha256(json.dumps(contract["templates"]).encode()).hexdigest()[:8]
+    return Path(out) / contract["encoder_hash"][:12] / (templates if contract["templates"] else "as_written")
 
 
 def text_parts(dataset: ShardDataset) -> list[Part]:
-    """One for each shard."""
-    return parts_of(dataset.index)
+    """One for each shard; their files depend on the fields that captions come from."""
+
+    def fields(samples: range) -> bytes:
+        return json.dumps(list(dataset.preparation_of(samples.start).fields)).encode()
+
+    return parts_of(dataset.index, fields)
 
 
 @torch.no_grad()
@@ -97,9 +100,10 @@ def encode_text(
         _write(folder / NULL, [""], encoder, batch_size, {})
         with written_whole(folder / CONTRACT) as path:
             path.write_text(json.dumps(contract, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    num, preparation = 0, dataset.preparation
+    num = 0
     with progress("text", total=sum(len(part.samples) for part in todo), shown=rank == 0) as advance:
         for part in todo:
+            preparation = dataset.preparation_of(part.samples.start)
             place: dict[str, int] = {}
             rows: list[int] = []
             ends = []
@@ -167,11 +171,11 @@ class TextCache:
         if lacking:
             raise FileNotFoundError(
                 f"the text of {len(lacking)} of {len(self.parts)} shards is missing in '{self.folder}', the first of "
-                f"them {lacking[0].file(self.folder).name}: it was not encoded yet, or shards or filters have changed "
-                f"since; make it with: ldm encode text_encoder=..."
+                f"them {lacking[0].file(self.folder).name}: it was not encoded yet, or shards, filters or caption "
+                f"fields have changed since; make it with: ldm encode text_encoder=..."
             )
         self.null = _conditioning(CacheFile(self.folder / NULL).arrays, [0])
-        self._open: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+        self._open: OrderedDict[int, _OpenPart] = OrderedDict()
 
     def batch(self, places: Sequence[tuple[int, int, int]]) -> EncodedText:
         """(number of the part, sample in it, place of its caption in ``CaptionRecipe.every``), B -> embeddings."""
@@ -180,25 +184,28 @@ class TextCache:
         pooled = np.empty((len(places), *self.null.pooled.shape[1:]), np.float16)  # (B, P)
         for b, (number, row, place) in enumerate(places):
             part = self._part(number)
-            begin = int(part["captions_ends"][row - 1]) if row else 0
-            caption = int(part["captions"][begin + place])
-            tokens[b], mask[b], pooled[b] = (
-                part["tokens"][caption],
-                part["mask"][caption],
-                part["pooled"][caption],
-            )
+            caption = part.captions[(part.ends[row - 1] if row else 0) + place]
+            tokens[b], mask[b], pooled[b] = part.tokens[caption], part.mask[caption], part.pooled[caption]
         captions = Conditioning(
             tokens=torch.from_numpy(tokens), mask=torch.from_numpy(mask), pooled=torch.from_numpy(pooled)
         )
         return EncodedText(captions=captions, null=self.null)
 
-    def _part(self, number: int) -> dict[str, np.ndarray]:
+    def _part(self, number: int) -> _OpenPart:
         found = self._open.get(number)
         if found is None:
-            found = self._open[number] = CacheFile(self.parts[number].file(self.folder)).arrays
+            found = self._open[number] = _OpenPart(CacheFile(self.parts[number].file(self.folder)).arrays)
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
         return found
+
+
+class _OpenPart:
+    """The columns of one file, mapped."""
+
+    def __init__(self, columns: dict[str, np.ndarray]) -> None:
+        self.tokens, self.mask, self.pooled = columns["tokens"], columns["mask"], columns["pooled"]
+        self.captions, self.ends = columns["captions"].data, columns["captions_ends"].data
 
 
 def _conditioning(arrays: dict[str, np.ndarray], rows: list[int]) -> Conditioning:

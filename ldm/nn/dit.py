@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import AttentionKernel, CrossAttention, SelfAttention
-from ldm.nn.layers import Activation, FeedForward, RMSNorm, TimeEmbedding, modulate
+from ldm.nn.layers import Activation, FeedForward, RMSNorm, TimeEmbedding, add_gated, modulate
 from ldm.nn.positions import CentredSinCos, Positions
 
 
@@ -64,10 +64,10 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift3, scale3, gate3 = self.modulation(c)[:, None].chunk(6, dim=-1)
         own_mask = None if self.hears_captions else mask
         attended = self.attention(modulate(self.norm1(x), shift1, scale1), own_mask, rotation)
-        x = torch.addcmul(x, gate1, attended)
+        x = add_gated(x, gate1, attended)
         if self.hears_captions:
             x = x + self.cross_attention(self.norm2(x), context, mask)
-        return torch.addcmul(x, gate3, self.feed_forward(modulate(self.norm3(x), shift3, scale3)))
+        return add_gated(x, gate3, self.feed_forward(modulate(self.norm3(x), shift3, scale3)))
 
 
 class DiT(nn.Module):
@@ -81,7 +81,7 @@ class DiT(nn.Module):
         num_heads: Divides ``width``.
         num_classes: Class labels that it is told (``Conditioning.labels``), and one more for "no class"; None for none.
         context_width: D of the text encoder, whose tokens it hears; None for no captions.
-        pooled_width: P of the text encoder, whose pooled vector steers the blocks; None for no captions.
+        pooled_width: P of the text encoder, whose pooled vector steers the blocks; None or 0 for none.
         in_context: The caption's tokens stand in line with the picture's, instead of being heard by cross-attention:
             fewer parameters and larger attention (2212.09748, section 3.2; 2209.12152).
         mlp_ratio: Hidden width of the feed-forward, in widths.
@@ -143,7 +143,7 @@ class DiT(nn.Module):
         self.patch_in = nn.Linear(in_channels * patch_size**2, width)
         self.time_embedding = TimeEmbedding(width, shift=frequency_shift)
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)
-        self.pooled_embedding = None if pooled_width is None else nn.Linear(pooled_width, width)
+        self.pooled_embedding = nn.Linear(pooled_width, width) if pooled_width else None
         self.context_norm = None if context_width is None else norm(context_width, rms=rms_norm, affine=True)
         self.context_in = nn.Linear(context_width, width) if in_context and context_width else None
         self.blocks = nn.ModuleList(

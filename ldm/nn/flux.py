@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import SDPA, AttentionKernel, check_heads, qk_norms
+from ldm.nn.gelu import gelu_tanh
 from ldm.nn.joint import Stream, attend, attend_jointly, joint_mask
-from ldm.nn.layers import TimeEmbedding, modulate
+from ldm.nn.layers import TimeEmbedding, add_gated, modulate
 from ldm.nn.rope import image_positions, rotations
 
 
@@ -44,33 +45,51 @@ class DoubleBlock(nn.Module):
             mask=mask,
             rotation=rotation,
         )
-        x = self.image.transform(torch.addcmul(x, gate1, self.image.out(found)), *rest)
-        text = self.text.transform(torch.addcmul(text, t_gate1, self.text.out(found_by_text)), *t_rest)
+        x = self.image.transform(add_gated(x, gate1, self.image.out(found)), *rest)
+        text = self.text.transform(add_gated(text, t_gate1, self.text.out(found_by_text)), *t_rest)
         return x, text
 
 
 class SingleBlock(nn.Module):
-    """Attention beside feed-forward, with one projection into both and one out of both: (B, L + N, width) -> same."""
+    """Attention beside feed-forward, with one projection into both and one out of both.
+
+    The two projections are one weight each, as in the published files, and are multiplied part by part: joining and
+    cutting tokens would cost more than a longer row of products saves.
+    """
 
     def __init__(self, *, width: int, num_heads: int, kernel: AttentionKernel) -> None:
         super().__init__()
         self.kernel = kernel
         self.num_heads = check_heads(width, num_heads)
-        self.sizes = [3 * width, 4 * width]  # q, k and v; hidden channels
+        self.width = width
         self.modulation = nn.Linear(width, 3 * width)
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.into = nn.Linear(width, sum(self.sizes))
+        self.into = nn.Linear(width, 7 * width)  # q; k and v; 4 * width hidden channels
         self.q_norm, self.k_norm = qk_norms(width // num_heads, enabled=True)
-        self.out = nn.Linear(width + self.sizes[1], width)
+        self.out = nn.Linear(5 * width, width)  # of what attention found; of the hidden channels
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, L + N, width), c (B, width) activated, rotation (L + N, d/2, 2), mask (B, L + N) -> x."""
+    def forward(
+        self, x: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None, num_silent: int = 0
+    ) -> Tensor:
+        """x (B, M, width), c (B, width) activated, rotation (M, d/2, 2), mask (B, M) -> (B, M - num_silent, width).
+
+        The first ``num_silent`` tokens are only looked at.
+        """
         shift, scale, gate = self.modulation(c)[:, None].chunk(3, dim=-1)
-        qkv, hidden = self.into(modulate(self.norm(x), shift, scale)).split(self.sizes, dim=-1)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, L + N, heads, d) each
+        normed = modulate(self.norm(x), shift, scale)
+        asking = normed[:, num_silent:]  # (B, N, width)
+        sizes = [self.width, 2 * self.width, 4 * self.width]
+        (to_q, q_bias), (to_kv, kv_bias), (to_hidden, hidden_bias) = zip(
+            self.into.weight.split(sizes), self.into.bias.split(sizes), strict=True
+        )
+        q = F.linear(asking, to_q, q_bias).unflatten(-1, (self.num_heads, -1))  # (B, N, heads, d)
+        kv = F.linear(normed, to_kv, kv_bias).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.unbind(2)  # (B, M, heads, d) each
         found = attend(self.kernel, (self.q_norm(q), self.k_norm(k), v), mask=mask, rotation=rotation)
-        both = torch.cat([found, F.gelu(hidden, approximate="tanh")], dim=-1)  # (B, L + N, 5 * width)
-        return torch.addcmul(x, gate, self.out(both))
+        hidden = gelu_tanh(F.linear(asking, to_hidden, hidden_bias))  # (B, N, 4 * width)
+        from_found, from_hidden = self.out.weight.split([self.width, 4 * self.width], dim=1)
+        added = F.linear(found, from_found, self.out.bias) + F.linear(hidden, from_hidden)
+        return add_gated(x[:, num_silent:], gate, added)  # (B, N, width)
 
 
 class Flux(nn.Module):
@@ -170,10 +189,11 @@ class Flux(nn.Module):
         for block in self.double_blocks:
             x, text = block(x, text, c, rotation, mask)
         x = torch.cat([text, x], dim=1)  # (B, L + N, width)
-        for block in self.single_blocks:
-            x = block(x, c, rotation, mask)
+        for i, block in enumerate(self.single_blocks, start=1):
+            # Nobody asks for the text behind the last block: there it is looked at, and not carried on.
+            x = block(x, c, rotation, mask, length if i == len(self.single_blocks) else 0)
         shift, scale = self.modulation_out(c)[:, None].chunk(2, dim=-1)
-        x = self.patch_out(modulate(self.norm_out(x[:, length:]), shift, scale))  # (B, N, C*p*p)
+        x = self.patch_out(modulate(self.norm_out(x[:, -h * w :]), shift, scale))  # (B, N, C*p*p)
         return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)
 
     def condition(self, t: Tensor, cond: Conditioning) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.nn.attention import AttentionKernel, check_heads, qk_norms
-from ldm.nn.layers import FeedForward, modulate
+from ldm.nn.layers import FeedForward, add_gated, modulate
 from ldm.nn.rope import rotate
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -50,16 +50,19 @@ class Stream(nn.Module):
 
     def transform(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         """The feed-forward with its residual: x (B, N, width) -> same."""
-        return torch.addcmul(x, gate, self.feed_forward(modulate(self.norm2(x), shift, scale)))
+        return add_gated(x, gate, self.feed_forward(modulate(self.norm2(x), shift, scale)))
 
 
 def attend(
     kernel: AttentionKernel, heads: Heads, *, mask: Tensor | None, rotation: Tensor | None = None
 ) -> Tensor:
-    """q (B, N, heads, d), k and v (B, M, heads, d), mask (B, M), rotation (M, d/2, 2) if N = M -> (B, N, width)."""
+    """q (B, N, heads, d), k and v (B, M, heads, d), mask (B, M), rotation (M, d/2, 2) -> (B, N, width).
+
+    The queries are of the last N of the M tokens.
+    """
     q, k, v = heads
     if rotation is not None:
-        q, k = rotate(q, rotation[:, None]), rotate(k, rotation[:, None])
+        q, k = rotate(q, rotation[-q.shape[1] :, None]), rotate(k, rotation[:, None])
     x = kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, heads, N, d)
     return x.transpose(1, 2).flatten(2)
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.nn.gelu import gelu_tanh
+
 
 def sinusoidal(positions: Tensor, width: int, *, max_period: float = 10_000.0, shift: float = 0.0) -> Tensor:
     """Sine and cosine features of any shape of positions -> (..., width), float32 (1706.03762, section 3.5).
@@ -61,10 +63,10 @@ class Activation(Protocol):
 
 
 class GELU:
-    """x * Phi(x) (1606.08415) by its tanh formula, as GPT-2 and DiT have it."""
+    """x * Phi(x) (1606.08415) by its tanh formula, as GPT-2 and DiT have it: see ``gelu.py``."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.gelu(x, approximate="tanh")
+        return gelu_tanh(x)
 
 
 class SiLU:
@@ -125,4 +127,10 @@ class RMSNorm(nn.RMSNorm):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, N, width) scaled and shifted by (B, 1, width) each (2212.09748, section 3.2)."""
-    return torch.addcmul(shift, x, 1 + scale)
+    # Not addcmul, here and below: its backward pass multiplies all of x by 1 before it uses it.
+    return torch.mul(x, 1 + scale).add_(shift)
+
+
+def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """x + gate * update: what a block adds to x (B, N, width), weighted channel by channel by gate (B, 1, width)."""
+    return torch.mul(update, gate).add_(x)

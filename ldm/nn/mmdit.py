@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import SDPA, AttentionKernel, SelfAttention, check_heads, qk_norms
 from ldm.nn.joint import Heads, Stream, attend, attend_jointly, joint_mask
-from ldm.nn.layers import TimeEmbedding, modulate
+from ldm.nn.layers import TimeEmbedding, add_gated, modulate
 from ldm.nn.positions import sincos_grid
 
 
@@ -79,14 +79,14 @@ class MMDiTBlock(nn.Module):
             t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2 = self.text.modulations(c)
             text_heads = self.text.heads(modulate(self.text.norm1(text), t_shift1, t_scale1))
             found_by_text, found = attend_jointly(self.kernel, text_heads, heads, mask=mask)
-            text = torch.addcmul(text, t_gate1, self.text.out(found_by_text))
+            text = add_gated(text, t_gate1, self.text.out(found_by_text))
             text = self.text.transform(text, t_shift2, t_scale2, t_gate2)
         else:
             found = attend(self.kernel, _after(*self.text.keys_and_values(text, c), heads), mask=mask)
-        x = torch.addcmul(x, gate1, self.image.out(found))
+        x = add_gated(x, gate1, self.image.out(found))
         if self.dual is not None:
             shift3, scale3, gate3 = more
-            x = torch.addcmul(x, gate3, self.dual(modulate(normed, shift3, scale3)))
+            x = add_gated(x, gate3, self.dual(modulate(normed, shift3, scale3)))
         return self.image.transform(x, shift2, scale2, gate2), text
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import AttentionKernel, CrossAttention, SelfAttention
-from ldm.nn.layers import Activation, FeedForward, TimeEmbedding, modulate, sinusoidal
+from ldm.nn.layers import Activation, FeedForward, TimeEmbedding, add_gated, modulate, sinusoidal
 from ldm.nn.positions import Positions, SinCos
 
 
@@ -44,9 +44,9 @@ class PixArtBlock(nn.Module):
         steering = (self.modulation.to(c.dtype) + c)[:, :, None]  # (B, 6, 1, width)
         shift1, scale1, gate1, shift2, scale2, gate2 = steering.unbind(1)
         attended = self.attention(modulate(self.norm1(x), shift1, scale1), None, rotation)
-        x = torch.addcmul(x, gate1, attended)
+        x = add_gated(x, gate1, attended)
         x = x + self.cross_attention(x, context, mask)
-        return torch.addcmul(x, gate2, self.feed_forward(modulate(self.norm2(x), shift2, scale2)))
+        return add_gated(x, gate2, self.feed_forward(modulate(self.norm2(x), shift2, scale2)))
 
 
 class SizeEmbedding(nn.Module):

@@ -14,8 +14,16 @@ from torch import Tensor, nn
 
 from ldm.needs import Need, package, refuse_unmet
 from ldm.text.clip_checkpoint import read_text_side
-from ldm.text.files import cache_folder
-from ldm.text.frozen import DTYPES, Dtype, FrozenTextEncoder, check_vocabulary, layer_index, on_meta
+from ldm.text.files import cache_folder, downloading
+from ldm.text.frozen import (
+    DTYPES,
+    Dtype,
+    FrozenTextEncoder,
+    check_vocabulary,
+    fixed_draws,
+    layer_index,
+    on_meta,
+)
 from ldm.text.pooling import Pooling, Unpooled
 from ldm.text.tokenizers import Tokenized
 
@@ -92,7 +100,7 @@ class ClipText(FrozenTextEncoder):
 
     Args:
         architecture: The model's.
-        weights: Where they are; None for random ones.
+        weights: Where they are; None for random ones, the same each time.
         length: L.
         layer: Which block's output, from the end: -1 the last, -2 the one before it.
         final_norm: Pass it through CLIP's last norm.
@@ -137,13 +145,14 @@ class ClipText(FrozenTextEncoder):
         self.sizes = sizes = architecture.sizes()
         self.layer, self.final_norm, self.pooling = layer, final_norm, pooling or Unpooled()
         self.num_blocks = layer_index(layer, sizes.layers)
-        check_vocabulary(tokenizer, sizes.vocab_size)
+        check_vocabulary(tokenizer, sizes.vocab_size, padding)
         if length > sizes.context_length:
             raise ValueError(
                 f"length={length} is more than the {sizes.context_length} positions of this model"
             )
         if weights is None or on_meta():
-            self.tower = tower(sizes, dtype).to(DTYPES[dtype])
+            with fixed_draws():
+                self.tower = tower(sizes, dtype).to(DTYPES[dtype])
         else:
             state = weights.read()
             with torch.device("meta"):
@@ -256,9 +265,13 @@ class OpenClipWeights:
             MissingNeeds: The file is not there.
             ValueError: It holds no CLIP.
         """
-        refuse_unmet(self.needs())
+        needs = self.needs()
+        refuse_unmet(needs)
         file = Path(self.path) if self.path is not None else self._cached()
-        return read_text_side(file or self._download())
+        if file is None:
+            with downloading(needs[-1]):
+                file = self._download()
+        return read_text_side(file)
 
     def _published(self) -> tuple[str, list[str], str]:
         """Repository on the hub, its files in the order of preference, and a URL or ""."""

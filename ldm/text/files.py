@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ldm.needs import Need, package, refuse_unmet
+from ldm.needs import MissingNeeds, Need, package, refuse_unmet
 
 # What a tokenizer can be read from; one of these sets is enough.
 TOKENIZERS = (
@@ -51,7 +52,8 @@ class PretrainedFolder:
             raise ValueError("give the path of the model's folder, or repo, its name on the Hugging Face hub")
 
     def needs(self) -> list[Need]:
-        return [package("transformers", extra="text"), *self.model_needs(), *self.tokenizer_needs()]
+        library = package("transformers", extra="text")
+        return [library, *self.model_needs(), *self.tokenizer_needs()] if library.is_met else [library]
 
     def model_needs(self) -> list[Need]:
         place = self.place()
@@ -90,8 +92,10 @@ class PretrainedFolder:
         return self._there(self.tokenizer_needs()) / self.tokenizer_subfolder
 
     def _there(self, needs: Sequence[Need]) -> Path:
-        if any(need.found is None for need in needs):
-            self._download()
+        for need in needs:
+            if need.found is None:
+                with downloading(need):
+                    self._download()
         place = self.place()
         assert place is not None
         return place
@@ -127,6 +131,21 @@ class PretrainedFolder:
             bring=bring,
             fetched=bool(lacking) and self.allow_download and self.path is None,
         )
+
+
+@contextmanager
+def downloading(need: Need) -> Iterator[None]:
+    """Around a download of ``need``.
+
+    Raises:
+        MissingNeeds: It fails, for whatever reason: no internet, no such repository, a licence that was not accepted.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        bring = f"downloading it failed ({type(error).__name__}: {why}); {need.bring}"
+        raise MissingNeeds([("", replace(need, fetched=False, bring=bring))]) from error
 
 
 def cache_folder() -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -160,6 +160,14 @@ def _own_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
+@contextmanager
+def fixed_draws() -> Iterator[None]:
+    """Random weights inside are the same each time, so that a run with them can be resumed and sampled from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def on_meta() -> bool:
     """Whether what is built now has shapes only, ``with torch.device("meta")``: no file is read then."""
     return torch.get_default_device().type == "meta"
@@ -176,11 +184,13 @@ def refuse_other_widths(stated: tuple[int | None, int | None], own: tuple[int, i
             raise ValueError(f"{name}={said} is stated, but this text encoder has {name}={true}: state that")
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, padding: int | None) -> None:
     """
     Raises:
-        ValueError: The tokenizer knows tokens that the model does not.
+        ValueError: The tokenizer, or who chose the padding, knows tokens that the model does not.
     """
+    if padding is not None and not 0 <= padding < vocab_size:
+        raise ValueError(f"padding={padding} is none of the model's {vocab_size} tokens")
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the text model knows {vocab_size}: give the "

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from ldm.needs import Need, package, refuse_unmet
 from ldm.text.files import PretrainedFolder
-from ldm.text.frozen import DTYPES, Dtype, FrozenTextEncoder, check_vocabulary, layer_index, on_meta
+from ldm.text.frozen import (
+    DTYPES,
+    Dtype,
+    FrozenTextEncoder,
+    check_vocabulary,
+    fixed_draws,
+    layer_index,
+    on_meta,
+)
 from ldm.text.pooling import Pooling, Unpooled
 from ldm.text.tokenizers import Bytes, Tokenized, Tokenizer
 
@@ -60,7 +68,7 @@ class HuggingFaceText(FrozenTextEncoder):
     """Captions -> Conditioning by a model of transformers.
 
     Args:
-        weights: Where the model and its tokenizer are; None for random weights.
+        weights: Where the model and its tokenizer are; None for random weights, the same each time.
         architecture: The model's; None takes the config.json beside the weights. Stated, it is checked against that,
             and the model can be built without any file: on the meta device, or with random weights.
         tokenizer: None for the one beside the weights; for random weights, bytes.
@@ -125,7 +133,8 @@ class HuggingFaceText(FrozenTextEncoder):
             assert weights is not None
             config = _config(weights.model_folder(), architecture)
         if weights is None or stands_alone:
-            self.model = _random(config, projected=projected).to(DTYPES[dtype])
+            with fixed_draws():
+                self.model = _random(config, projected=projected).to(DTYPES[dtype])
         else:
             self.model = _model_class(config, projected=projected).from_pretrained(
                 weights.model_folder(),
@@ -138,7 +147,7 @@ class HuggingFaceText(FrozenTextEncoder):
         layer_index(layer, self.num_layers)
         self._norm()
         if not on_meta():
-            check_vocabulary(tokenizer, config.vocab_size)
+            check_vocabulary(tokenizer, config.vocab_size, padding)
         places = getattr(config, "max_position_embeddings", None)
         if places is not None and length > places:
             raise ValueError(f"length={length} is more than the {places} positions of this model")
@@ -242,7 +251,8 @@ class HuggingFaceTokenizer:
     folder: PretrainedFolder
 
     def needs(self) -> list[Need]:
-        return [package("transformers", extra="text"), *self.folder.tokenizer_needs()]
+        library = package("transformers", extra="text")
+        return [library, *self.folder.tokenizer_needs()] if library.is_met else [library]
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -49,7 +49,7 @@ class EndToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """The mean over the real tokens, as Imagen has it of T5 (2205.11487, appendix B.1).
+    """The mean over the real tokens. Imagen steers its network by a pooled vector of T5, too (2205.11487).
 
     Args:
         projected: With the model's text projection behind it, if it has one.

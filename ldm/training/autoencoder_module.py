@@ -65,8 +65,7 @@ class AutoencoderModule(TrainingModule):
         noise = randomness.normal(mean.shape[1:], self.seed, "posterior", batch.keys, batch.visits).to(mean)
         reconstructions = self.autoencoder.decode(mean + torch.exp(0.5 * log_var) * noise)
         losses = self.losses(images, reconstructions, moments)
-        values = {f"train/{name}": value for name, value in losses.items()}
-        self.log_dict(values, batch_size=len(batch), sync_dist=True)  # the global batch's
+        self.log_step({f"train/{name}": value for name, value in losses.items()}, batch)
         self.count(batch)
         return losses["loss"]
 

@@ -7,6 +7,7 @@ counted the current batch when the ``on_train_batch_end`` of callbacks runs. The
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,14 +17,24 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
+from ldm.training.flops import StepCounter, peak_memory, peak_rate
 from ldm.training.plots import draw_metrics
+from ldm.training.sharded import full
+
+log = logging.getLogger(__name__)
 
 
 def crossed(before: int, now: int, every: int) -> bool:
     """Whether a counter passed a multiple of ``every`` on its way from ``before`` to ``now``, however far it went."""
     return now // every > before // every
+
+
+def is_logged(trainer: Trainer) -> bool:
+    """Whether the step that is being made is one whose metrics are written down."""
+    loop = trainer.fit_loop.epoch_loop
+    return (loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 class EveryNumImages(Callback, ABC):
@@ -65,7 +76,10 @@ class EveryNumImages(Callback, ABC):
     def _act(self, trainer: Trainer, module: LightningModule) -> None:
         self._acted = self._seen
         with untimed(trainer):
-            self.act(trainer, module)
+            try:
+                self.act(trainer, module)
+            except OSError as error:  # a full disk: pictures are no reason to stop
+                log.warning("%s could not be written: %s", type(self).__name__, error)
 
 
 class StopAtImages(Callback):
@@ -100,7 +114,8 @@ class ValidateEvery(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        trainer.val_check_interval = max(1, round(self.num_images / batch_size))
+        pieces = trainer.accumulate_grad_batches  # of each step, and Lightning counts them
+        trainer.val_check_interval = pieces * max(1, round(self.num_images / batch_size))
         trainer.check_val_every_n_epoch = None  # the data never ends, so there are no epochs to count
 
 
@@ -117,24 +132,45 @@ class ClipGradients(Callback):
                 f"ClipGradients: max_norm={max_norm} must be positive; leave the callback out for none"
             )
         self.max_norm = max_norm
+        self.norm: torch.Tensor | None = None  # of the step that is being made, before it is scaled
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        norm = nn.utils.clip_grad_norm_(weights, self.max_norm)
-        pl_module.log("train/grad_norm", norm)
+        found = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        # Under FSDP the norm is over all processes' shares, which torch puts together when asked for the whole.
+        self.norm = norm = full(found)
+        if norm is found:
+            found = torch.nan_to_num(
+                norm, posinf=0.0
+            )  # what cannot be scaled stays as it is, to be looked at
+        nn.utils.clip_grads_with_norm_(weights, self.max_norm, found)
+        if is_logged(trainer):
+            pl_module.log("train/grad_norm", norm)
 
 
 class Throughput(Callback):
     """Log the speed of training over the last ``window`` batches.
 
     ``throughput/samples_per_second`` counts the pictures of all processes; validation, grids and checkpoints are
-    kept out of it. ``throughput/data_wait_ms`` is the mean time a step waited for its batch.
+    kept out of it. ``throughput/data_wait_ms`` is the mean time a step waited for its batch. ``throughput/mfu`` is the
+    share of the device's best rate that the model's own work reached (2204.02311, appendix B): the matrix products,
+    convolutions and attention of a step, counted once, without what checkpointing computes again.
+    ``throughput/peak_memory_gib`` is the most that this process's device held.
+
+    Args:
+        window: Batches; of accumulated gradients each piece is one.
+        mfu: Count the operations, in the first step, which takes longer for it.
     """
 
-    def __init__(self, *, window: int = 50) -> None:
+    def __init__(self, *, window: int = 50, mfu: bool = True) -> None:
         self.window = window
+        self.mfu = mfu
+        self.flops: float | None = None  # of this process, for one batch
+        self.peak = float("inf")  # FLOP/s
+        self._counter: StepCounter | None = None
+        self._counting_step = False
         self.paused = 0.0  # seconds since the window began that were not training
         self._batch_ended: tuple[float, float] | None = None  # when, and what ``paused`` was then
         self._validation = (0.0, 0.0)  # the same for the start of validation
@@ -150,18 +186,44 @@ class Throughput(Callback):
         if self._batch_ended is not None:
             ended, paused = self._batch_ended
             self._waited += time.perf_counter() - ended - (self.paused - paused)
+        if self.mfu and self.flops is None:
+            self._counter, self._counting_step = StepCounter(), True
+            self._counter.begin()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._counter is not None:
+            execution = getattr(pl_module, "execution", None)
+            checkpointed = bool(execution and execution.checkpoint_blocks)
+            self._counter.forward_is_done(pl_module.parts(), checkpointed=checkpointed)  # type: ignore[operator]
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._counter is not None:
+            self.flops, self._counter = self._counter.end(), None
+            self.peak = peak_rate(pl_module.device, str(trainer.precision))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._counter is not None:
+            self._counter.end()
+            self._counter = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batches += 1
-        if self._batches >= self.window:
+        if self._counting_step:  # slower than others: the window begins behind it
+            self._counting_step = False
+            self._restart(_images_seen(pl_module))
+        elif self._batches >= self.window:
             if pl_module.device.type == "cuda":  # once per window: work handed to the GPU counts when done
                 torch.cuda.synchronize(pl_module.device)
             seen = _images_seen(pl_module)
             elapsed = time.perf_counter() - self._began - self.paused
             pl_module.log("throughput/samples_per_second", (seen - self._first) / max(elapsed, 1e-9))
             pl_module.log("throughput/data_wait_ms", 1000 * self._waited / self._batches)
+            pl_module.log("throughput/peak_memory_gib", peak_memory(pl_module.device))
+            if self.flops is not None:
+                rate = self.flops * self._batches / max(elapsed, 1e-9)
+                pl_module.log("throughput/mfu", rate / self.peak)
             self._restart(seen)
         self._batch_ended = (time.perf_counter(), self.paused)
 
@@ -195,7 +257,10 @@ class LossPlots(Callback):
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and (folder / "metrics.csv").is_file():
             with untimed(trainer):
-                draw_metrics(folder / "metrics.csv", folder / "plots")
+                try:
+                    draw_metrics(folder / "metrics.csv", folder / "plots")
+                except OSError as error:
+                    log.warning("plots could not be written: %s", error)
 
 
 @contextmanager

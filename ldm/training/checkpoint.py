@@ -1,6 +1,7 @@
-"""Checkpoints: plain data only, found by run, read with ``weights_only=True``.
+"""Checkpoints of a run: which there are, which is the newest that is whole, and what is in it.
 
-What a checkpoint file holds besides Lightning's own entries (``state_dict``, ``optimizer_states``, ``loops``,
+On disk a checkpoint is a folder, see ``folders.py``; single ``.ckpt`` files of earlier versions are read as well. What
+it holds besides Lightning's own entries (``state_dict``, ``optimizer_states``, ``loops``,
 ``callbacks``)::
 
     text_contract what the text encoder was: see ``ldm/text/contract.py``
@@ -12,8 +13,10 @@ What a checkpoint file holds besides Lightning's own entries (``state_dict``, ``
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,18 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from ldm.training.folders import (
+    MANIFEST,
+    DamagedCheckpoint,
+    file_hash,
+    images_of,
+    read_folder,
+    verify,
+    whole_folders,
+)
 from ldm.training.run import RunFolder, find_run
+
+log = logging.getLogger(__name__)
 
 PLAIN = (Tensor, int, float, str, bool, bytes, type(None), torch.Size, torch.dtype, torch.device)
 
@@ -35,51 +49,100 @@ class SavedRun:
     config: DictConfig
     checkpoint: dict[str, Any]
     checkpoint_path: Path
-    checkpoint_hash: str  # sha256 of the file, 64 hex digits
+    checkpoint_hash: str  # see checkpoint_hash(), 64 hex digits
 
 
-def newest_checkpoint(folder: RunFolder) -> Path | None:
-    """``last.ckpt``, else the file written last; None where the run has saved nothing yet."""
-    last = folder.checkpoints / "last.ckpt"
-    if last.is_file():
-        return last
-    files = sorted(folder.checkpoints.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    return files[-1] if files else None
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a path names one checkpoint: a folder, a link to one, or a ``.ckpt`` file. It may be damaged."""
+    path = Path(path).resolve()
+    if path.is_dir():
+        return images_of(path) is not None or (path / MANIFEST).is_file()
+    return path.suffix == ".ckpt" and path.is_file()
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """All of a run, newest first: folders by the pictures seen, then files of earlier versions, ``last.ckpt`` first."""
+    files = [path for path in checkpoints.glob("*.ckpt") if path.is_file() and not path.name.startswith(".")]
+    files.sort(key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime), reverse=True)
+    return [*whole_folders(checkpoints), *files]
+
+
+def newest_checkpoint(checkpoints: Path, *, set_aside: bool = False) -> Path | None:
+    """The newest checkpoint that is whole, every bit compared; None where there is none at all.
+
+    Args:
+        set_aside: Rename what is damaged, so that nobody stumbles over it again; only who owns the run may.
+
+    Raises:
+        DamagedCheckpoint: There are checkpoints, and all of them are damaged.
+    """
+    damaged: list[Path] = []
+    for path in list_checkpoints(checkpoints):
+        try:
+            if path.is_dir():
+                verify(path)
+        except DamagedCheckpoint as error:
+            log.warning("%s; taking the one before", error)
+            damaged.append(path)
+            continue
+        for one in damaged if set_aside else ():
+            aside = one.with_name(f"damaged-{one.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            os.rename(one, aside)
+            log.warning("set aside: %s", aside)
+        return path
+    if damaged:  # none is set aside: a next start would begin anew
+        names = ", ".join(path.name for path in damaged)
+        raise DamagedCheckpoint(f"no checkpoint in {checkpoints} is whole; looked at {names}")
+    return None
 
 
 def read_run(where: str | Path, *, runs: str | Path = "runs") -> SavedRun:
-    """Find a run and read its config and its newest checkpoint.
+    """Find a run and read its config and its newest checkpoint, without the optimizer's part.
 
     Args:
-        where: a run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint file of a run.
+        where: a run folder, ``<name>/<run id>`` or ``<name>`` inside ``runs``, or one checkpoint of a run.
 
     Raises:
         FileNotFoundError: there is no such run, or it has no checkpoint yet.
+        DamagedCheckpoint: the checkpoint that was named is damaged, or all of the run are.
     """
     path = Path(where)
-    if path.suffix == ".ckpt" and path.is_file():
-        folder, checkpoint = RunFolder(path.resolve().parent.parent), path
+    verified = False
+    if is_checkpoint(path):  # named, so no other will do
+        path = path.resolve()
+        folder, checkpoint = RunFolder(path.parent.parent), path
     else:
         folder = find_run(where, runs=runs)
-        found = newest_checkpoint(folder)
+        found = newest_checkpoint(folder.checkpoints)
         if found is None:
             raise FileNotFoundError(
                 f"the run {folder.path} has no checkpoint yet (looked in {folder.checkpoints})"
             )
-        checkpoint = found
+        checkpoint, verified = found, True
     config = folder.read_config()
-    return SavedRun(folder, config, read_checkpoint(checkpoint), checkpoint, file_hash(checkpoint))
+    content = read_checkpoint(checkpoint, optimizer=False, verified=verified)
+    return SavedRun(folder, config, content, checkpoint, checkpoint_hash(checkpoint))
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The file's content, tensors on the CPU and mapped from the file until they are used."""
+def read_checkpoint(path: str | Path, *, optimizer: bool = True, verified: bool = False) -> dict[str, Any]:
+    """The content of a folder or a file, tensors on the CPU and mapped from the disk until they are used."""
+    if Path(path).is_dir():
+        return read_folder(Path(path), optimizer=optimizer, verified=verified)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def file_hash(path: str | Path) -> str:
-    """sha256 of a file's bytes, as 64 hex digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def checkpoint_hash(path: str | Path) -> str:
+    """What tells a checkpoint from all others: the sha256 of its manifest, which has those of all its files."""
+    return file_hash(Path(path) / MANIFEST if Path(path).is_dir() else path)
+
+
+def checkpoint_with_hash(candidates: Iterable[Path], wanted: str) -> Path | None:
+    """The checkpoint of this hash among ``candidates``, if any has it."""
+    for path in candidates:
+        there = path.is_file() or (path / MANIFEST).is_file()
+        if there and checkpoint_hash(path) == wanted:
+            return path
+    return None
 
 
 def load_weights(module: nn.Module, checkpoint: dict[str, Any], *, weights: str = "ema") -> str:

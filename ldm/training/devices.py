@@ -12,8 +12,21 @@ import torch
 log = logging.getLogger(__name__)
 
 
+PRECISIONS = {
+    *("32-true", "32", "64-true", "64", "16-mixed", "16", "bf16-mixed", "bf16", "16-true", "bf16-true"),
+    *("transformer-engine", "transformer-engine-float16"),
+}
+SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")  # what Lightning's strategy for FSDP2 takes
+
+
 def check_devices(
-    *, accelerator: str, devices: int | str | Sequence[int], num_nodes: int, batch_size: int
+    *,
+    accelerator: str,
+    devices: int | str | Sequence[int],
+    num_nodes: int,
+    batch_size: int,
+    pieces: int = 1,
+    sharded: bool = False,
 ) -> int:
     """The number of processes that the training will have.
 
@@ -22,9 +35,12 @@ def check_devices(
         devices: How many, or which, or "auto".
         num_nodes: Machines.
         batch_size: Over all processes.
+        pieces: In which each process takes its share of the batch, one after another.
+        sharded: Weights are to be spread over the processes.
 
     Raises:
-        ValueError: There is no such device, there are fewer than asked for, or they cannot share the batch equally.
+        ValueError: There is no such device, there are fewer than asked for, or they cannot share the batch equally; or
+            there is nothing to spread weights over.
     """
     if batch_size < 1:
         raise ValueError(f"data.batch_size={batch_size} must be at least 1")
@@ -44,24 +60,42 @@ def check_devices(
             f"use trainer.devices={available}"
         )
     processes = asked * num_nodes
-    if batch_size % processes:
-        smaller, larger = batch_size - batch_size % processes, batch_size + processes - batch_size % processes
+    if pieces < 1:
+        raise ValueError(f"trainer.accumulate_grad_batches={pieces} must be at least 1")
+    shares = processes * pieces
+    if batch_size % shares:
+        smaller, larger = batch_size - batch_size % shares, batch_size + shares - batch_size % shares
+        each = f", each in {pieces} pieces (trainer.accumulate_grad_batches)," if pieces > 1 else ""
         raise ValueError(
-            f"data.batch_size={batch_size} is over all {processes} processes ({asked} devices on {num_nodes} nodes) "
-            f"and cannot be shared equally: use {f'{smaller} or ' if smaller else ''}{larger}"
+            f"data.batch_size={batch_size} is over all {processes} processes ({asked} devices on {num_nodes} nodes)"
+            f"{each} and cannot be shared equally: use {f'{smaller} or ' if smaller else ''}{larger}"
+        )
+    if sharded and processes == 1:
+        raise ValueError(
+            "trainer=fsdp spreads weights over processes and there is only one: use trainer=gpu, or trainer.devices=2 "
+            "or more"
         )
     return processes
 
 
-def choose_precision(precision: str | int | None, *, accelerator: str) -> str:
+def choose_precision(precision: str | int | None, *, accelerator: str, sharded: bool = False) -> str:
     """Lightning's name of the precision to train in: as given, or for None the fastest that trains as well.
 
     That is bfloat16 autocast over float32 weights where the device multiplies bfloat16 by itself, float32 elsewhere: a
     CPU without such units took 60 times as long in bfloat16 as in float32 (AMD EPYC with AVX2).
 
     Raises:
-        ValueError: The GPU cannot do what is asked for.
+        ValueError: The GPU cannot do what is asked for, or nothing can, or FSDP.
     """
+    if precision is not None and str(precision) not in PRECISIONS:
+        raise ValueError(
+            f"trainer.precision={precision} is not known: use bf16-mixed, 32-true, 16-mixed, ..., or null for the "
+            f"device's best"
+        )
+    if sharded and precision is not None and str(precision) not in SHARDED_PRECISIONS:
+        raise ValueError(
+            f"trainer.precision={precision} does not go with trainer=fsdp: use one of {', '.join(SHARDED_PRECISIONS)}"
+        )
     device = "cuda" if _on_gpu(accelerator) else "cpu"
     if precision is None:
         return "bf16-mixed" if has_bfloat16_units(device) else "32-true"

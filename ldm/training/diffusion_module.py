@@ -119,7 +119,7 @@ class DiffusionModule(TrainingModule):
         u = randomness.uniform(self.seed, "time", batch.keys, batch.visits)
         losses, _ = self.losses(batch, kept, u, purpose="noise")
         loss = losses.mean()
-        self.log("train/loss", loss, batch_size=len(batch), sync_dist=True)  # the global batch's
+        self.log_step({"train/loss": loss}, batch)
         self.log_cut_captions(len(batch))
         self.count(batch)
         return loss

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from ldm.training.averages import Average, State
+from ldm.training.bad_steps import is_skipped
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class WeightAverage(Callback, ABC):
         if trainer.global_step == self._step_seen:  # gradients were only accumulated
             return
         self._step_seen = trainer.global_step
+        if is_skipped(trainer):
+            return
         for average, share in zip(self.averages, self.shares(self.num_updates), strict=True):
             average.move(share)
         self.num_updates += 1

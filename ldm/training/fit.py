@@ -9,13 +9,15 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.progress import track
 
-from ldm.data.pipeline import BatchLoader
+from ldm.data.loading import BatchLoader
 from ldm.interfaces import Batch
+from ldm.training.accumulation import InPieces
 from ldm.training.autoencoder_module import AutoencoderModule
 from ldm.training.datamodule import ImageDataModule
 from ldm.training.ema import averaged_weights
 from ldm.training.run import RunFolder, finish_run
 from ldm.training.saving import interruptible
+from ldm.training.watching import ranks_watched
 
 MEASURED = 50_000  # pictures over which an autoencoder's latent statistics are measured, at most
 
@@ -33,13 +35,15 @@ def fit(
 
     Args:
         config: The resolved config, for the loggers.
-        checkpoint: To go on from; None begins anew.
+        checkpoint: To go on from, or the folder of all, of which the newest whole one is taken; None begins anew.
     """
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
-    with interruptible():
+    with interruptible(), ranks_watched(trainer):
         path = None if checkpoint is None else str(checkpoint)
-        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        pieces = trainer.accumulate_grad_batches
+        fed = data if pieces == 1 else InPieces(data, num=pieces)
+        trainer.fit(module, datamodule=fed, ckpt_path=path, weights_only=True)
     if int(module.images_seen) >= config["num_images"]:  # type: ignore[arg-type]
         finish(trainer, module, data, folder)
     value = trainer.callback_metrics.get("val/loss")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm.training.callbacks import EveryNumImages, evaluating, untimed
 from ldm.training.ema import averaged_weights
+from ldm.training.ranks import Ranks, make_together
 
 
 class SampleGrid(EveryNumImages):
@@ -28,7 +29,7 @@ class SampleGrid(EveryNumImages):
         seed: picture i starts from the noise of seed + i, in every grid of every run.
         num_steps: sampling steps; null leaves it to the module.
         columns: pictures in a row.
-        batch_size: pictures sampled at a time.
+        batch_size: pictures sampled at a time, by each process.
     """
 
     def __init__(
@@ -51,16 +52,27 @@ class SampleGrid(EveryNumImages):
         self.batch_size = batch_size
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+        batch_size = min(self.batch_size, len(self.prompts))
         with evaluating(module), averaged_weights(trainer, module) as weights:
             generation = module.generation(self.num_steps)  # type: ignore[operator]
-            pictures = generation.images(
-                self.prompts,
-                self.seeds,
-                latent_size=module.latent_size,
-                batch_size=min(self.batch_size, len(self.prompts)),
+
+            def make(rows: Sequence[int]) -> Tensor:
+                return generation.images(
+                    [self.prompts[row] for row in rows],
+                    [self.seeds[row] for row in rows],
+                    latent_size=module.latent_size,
+                    batch_size=batch_size,
+                )
+
+            pictures = make_together(
+                make,
+                len(self.prompts),
+                batch_size=batch_size,
+                ranks=Ranks(trainer.global_rank, trainer.world_size),
+                device=module.device,
             )  # (N, 3, fH, fW) uint8
+        if not trainer.is_global_zero:
+            return
         title = f"{module.images_seen:,} images seen, {weights}"
         grid = labelled_grid(pictures, self.prompts, columns=self.columns, title=title)
         show(trainer, grid, key="samples/grid", folder="samples", images_seen=int(module.images_seen))  # type: ignore[arg-type]
@@ -94,7 +106,8 @@ class Reconstructions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         missing = self.num_pictures - sum(len(images) for images in self._originals)
-        if missing > 0 and trainer.is_global_zero:
+        shape = self._originals[0].shape[1:] if self._originals else batch.images.shape[1:]
+        if missing > 0 and trainer.is_global_zero and batch.images.shape[1:] == shape:  # of the first bucket
             self._originals.append(batch.images[:missing])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -18,7 +18,7 @@ def begin_with(module: nn.Module, where: str | Path, *, runs: str | Path = "runs
     Args:
         module: Has ``parts()``; where it has a ``codec``, the weights must come from the same latents.
         where: What ``ldm import`` or ``ldm export format=safetensors`` wrote, the folder or the file in it; or a run:
-            its folder, ``<name>/<run id>``, ``<name>``, or one of its checkpoint files.
+            its folder, ``<name>/<run id>``, ``<name>``, or one of its checkpoints.
 
     Returns:
         What was loaded and what begins anew, in words.

@@ -13,6 +13,7 @@ import os
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
@@ -20,6 +21,8 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
+
+from ldm.training.secrecy import hide_secrets
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +62,11 @@ class MetricsFile:
         self._file.flush()
 
     def close(self) -> None:
+        """Also after a failure: what Python still holds of a line then is lost, and read as cut off."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with suppress(OSError):
+                file.close()
 
     def _read(self) -> list[dict[str, str]]:
         """The rows of the file; one that a crash cut off is left out."""
@@ -104,6 +109,7 @@ class CSVLogger(Logger):
     def __init__(self, *, folder: str) -> None:
         super().__init__()
         self.file = MetricsFile(Path(folder) / "metrics.csv")
+        self._waiting: list[tuple[int, dict[str, float]]] = []  # what a full disk has not taken yet
 
     @property
     def name(self) -> str:
@@ -118,7 +124,15 @@ class CSVLogger(Logger):
         # Data is endless to Lightning, so that its epoch says nothing.
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         if values:
-            self.file.write(step or 0, values)
+            self._waiting.append((step or 0, values))
+        try:
+            while self._waiting:
+                self.file.write(*self._waiting[0])
+                self._waiting.pop(0)
+        except OSError as error:  # a full disk: no reason to stop, and no number may be lost
+            self.file.close()
+            if len(self._waiting) == 1:
+                log.warning("%s cannot be written (%s); numbers wait until it can", self.file.path, error)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run folder has config.yaml."""
@@ -213,7 +227,8 @@ class WandbLogger(Logger):
         values: Any = vars(params) if isinstance(params, Namespace) else params
         if OmegaConf.is_config(values):
             values = OmegaConf.to_container(values, resolve=True)
-        self._try(lambda run: run.config.update(values, allow_val_change=True))
+        shown = hide_secrets(values)
+        self._try(lambda run: run.config.update(shown, allow_val_change=True))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

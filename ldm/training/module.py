@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.interfaces import Batch
 from ldm.nn.blocks import Execution, HasBlocks
+from ldm.training.callbacks import is_logged
+from ldm.training.fsdp import FullySharded
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe, set_learning_rate
 
 
@@ -46,6 +49,7 @@ class TrainingModule(L.LightningModule, ABC):
         self.execution = execution or Execution()
         self.seed = seed
         self.images_seen = 0  # over all processes; drives data order, learning rate and every interval
+        self._step_values: dict[str, Tensor] = {}  # of the pieces of this step so far
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
@@ -57,16 +61,54 @@ class TrainingModule(L.LightningModule, ABC):
             parts = list(self.parts().values())
             for part in [part for part in parts if isinstance(part, HasBlocks)] or parts:
                 self.execution(part)
+            # DDP would send what is frozen from process to process once, and its buffers at every step.
+            self._ddp_params_and_buffers_to_ignore = self.frozen_names()
+
+    def configure_model(self) -> None:
+        """Under FSDP the trained parts are spread over the processes, before the optimizer is made of them."""
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.shard(self.parts())
+
+    def frozen_names(self) -> list[str]:
+        """Parameters and buffers of what is not trained: neither sent between processes nor averaged."""
+        trained = {id(x) for part in self.parts().values() for x in [*part.parameters(), *part.buffers()]}
+        every = [*self.named_parameters(), *self.named_buffers()]
+        return [name for name, x in every if id(x) not in trained]
 
     def count(self, batch: Batch) -> None:
-        """In the step itself, not in a hook after it: callbacks that save at the end of a step must see it done."""
-        self.images_seen += batch.num_slots
-        self.log("train/images_seen", float(self.images_seen), batch_size=len(batch))
+        """In the step itself, not in a hook after it: callbacks that save at the end of a step must see it done.
+
+        Pictures count when their step is complete: gradients that were only accumulated are in no checkpoint.
+        """
+        if batch.completes_step:
+            self.images_seen += batch.num_slots
+            if is_logged(self.trainer):
+                self.log("train/images_seen", float(self.images_seen), batch_size=len(batch))
+
+    def log_step(self, values: Mapping[str, Tensor], batch: Batch) -> None:
+        """Log means over the step's global batch: over its pieces and over all processes.
+
+        Only at steps that are written down: Lightning's bookkeeping and a reduction over processes would cost every
+        step more than the rest of the loop.
+
+        Args:
+            values: Means over ``batch``, by their names.
+            batch: The step's batch on this process, or a piece of it.
+        """
+        if not is_logged(self.trainer):
+            return
+        share = 1 / self.trainer.accumulate_grad_batches
+        for name, value in values.items():
+            self._step_values[name] = self._step_values.get(name, 0.0) + share * value.detach()
+        if batch.completes_step:
+            self.log_dict(self._step_values, batch_size=len(batch), sync_dist=True)
+            self._step_values = {}
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         factor = self.lr_schedule(self.images_seen, self.num_images)
         set_learning_rate(self.trainer.optimizers, factor)
-        self.log("train/lr_factor", factor, batch_size=len(batch))
+        if is_logged(self.trainer):
+            self.log("train/lr_factor", factor, batch_size=len(batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.parts())
@@ -78,4 +120,24 @@ class TrainingModule(L.LightningModule, ABC):
         checkpoint["images_seen"] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        refuse_other_shapes(self, checkpoint["state_dict"])
         self.images_seen = checkpoint["images_seen"]
+
+
+def refuse_other_shapes(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        ValueError: Weights of a checkpoint have other shapes than the module's; up to five are named.
+    """
+    own = module.state_dict()
+    wrong = [
+        f"{name} is {tuple(x.shape)} there and {tuple(own[name].shape)} here"
+        for name, x in state.items()
+        if name in own and own[name].shape != x.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(
+            f"the checkpoint is of a network of another size: {'; '.join(wrong[:5])}{more}; resume with the config "
+            f"that it was trained with"
+        )

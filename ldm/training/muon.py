@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ldm.training.devices import has_bfloat16_units
+from ldm.training.sharded import full_of, local, spread_like
 
 # A quintic that lifts every singular value into about [0.7, 1.2] in five steps (Jordan et al. 2024, "Muon").
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -89,18 +90,22 @@ class Muon(Optimizer):
         momentum: float,
         num_iterations: int,
     ) -> None:
-        weights: list[Tensor] = list(params)
-        gradients: list[Tensor] = [p.grad for p in params if p.grad is not None]
+        weights: list[Tensor] = [local(p) for p in params]
+        gradients: list[Tensor] = [local(p.grad) for p in params if p.grad is not None]
         buffers: list[Tensor] = []
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            buffers.append(self.state[p]["momentum_buffer"])
+            buffers.append(local(self.state[p]["momentum_buffer"]))
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         nesterov = torch._foreach_lerp(gradients, buffers, momentum)
-        updates = orthogonalise(torch.stack(nesterov), num_iterations).to(params[0].dtype)  # (k, m, n)
+        # A matrix is orthogonalised whole. Under FSDP the shares of its momentum are put together on all processes, in
+        # the precision of the iteration, and each process keeps its share of the result.
+        whole = [full_of(coarse(x), p) for x, p in zip(nesterov, params, strict=True)]
+        updates = orthogonalise(torch.stack(whole), num_iterations).to(params[0].dtype)  # (k, m, n)
+        shares = [local(spread_like(x, p)) for x, p in zip(updates.unbind(), params, strict=True)]
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
-        torch._foreach_add_(weights, list(updates.unbind()), alpha=-lr * 0.2 * max(shape) ** 0.5)
+        torch._foreach_add_(weights, shares, alpha=-lr * 0.2 * max(shape) ** 0.5)
 
 
 def orthogonalise(matrices: Tensor, num_iterations: int = 5) -> Tensor:
@@ -109,7 +114,7 @@ def orthogonalise(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     In bfloat16, which is exact enough for it, where the device has units for that, else in float32.
     """
     a, b, c = QUINTIC
-    x = matrices.bfloat16() if has_bfloat16_units(matrices.device.type) else matrices.float()
+    x = coarse(matrices)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT.contiguous()
@@ -118,3 +123,8 @@ def orthogonalise(matrices: Tensor, num_iterations: int = 5) -> Tensor:
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def coarse(x: Tensor) -> Tensor:
+    """In the precision of the iteration."""
+    return x.bfloat16() if has_bfloat16_units(x.device.type) else x.float()

@@ -6,16 +6,20 @@ guidance, and is known only when the training is over; ``ldm ema`` then makes th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from safetensors import SafetensorError
 
 from ldm.training.callbacks import crossed, untimed
 from ldm.training.ema import WeightAverage
 from ldm.training.post_hoc import gamma_of, share
 from ldm.training.snapshots import FOLDER, write_snapshot
+
+log = logging.getLogger(__name__)
 
 
 class PowerEMA(WeightAverage):
@@ -90,7 +94,9 @@ class PowerEMA(WeightAverage):
             return
         with untimed(trainer):
             states = [average.state(keep=trainer.is_global_zero) for average in self.averages]
-            if trainer.is_global_zero:
+            if not trainer.is_global_zero:
+                return
+            try:
                 write_snapshot(
                     Path(trainer.default_root_dir) / FOLDER,
                     states,
@@ -99,3 +105,5 @@ class PowerEMA(WeightAverage):
                     sigma_rels=self.sigma_rels,
                     half=self.half,
                 )
+            except (OSError, SafetensorError) as error:  # a full disk: others of the snapshots will do
+                log.warning("the averages' snapshot at %s images could not be written: %s", self._seen, error)

@@ -35,6 +35,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.training.lock import NAME as LOCK
+from ldm.training.secrecy import without_secrets
+
 RUN_ID_VARIABLE = "LDM_RUN_ID"
 PACKAGES = (
     "ldm",
@@ -120,6 +123,11 @@ def choose_run_id(given: str | None = None) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
+def is_requeued() -> bool:
+    """Whether the queue has started this job before: the same command then goes on with its own run."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+
+
 @contextmanager
 def exported_run_id(run_id: str) -> Iterator[None]:
     """Tell the id to processes started from this one (DDP), but not to the next job of a sweep."""
@@ -154,21 +162,27 @@ def start_run(path: str | Path, *, config: Any, command: Sequence[str], resume: 
         return folder
     if resume and not folder.config.is_file():
         raise FileNotFoundError(f"nothing to resume: {folder.path} is not a run folder (no config.yaml)")
-    if not resume and folder.path.exists() and any(folder.path.iterdir()):
+    if not resume and folder.path.exists() and any(path.name != LOCK for path in folder.path.iterdir()):
         raise FileExistsError(
             f"the run folder {folder.path} is used already: continue it with resume={folder.path}, "
             f"or choose another run_id"
         )
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.finished.unlink(missing_ok=True)
+    if resume:
+        for line in differences(folder.path / "resolved.yaml", config):
+            print(f"resumed with another {line}")
     # With its references, so that resume=... num_images=... changes all that depends on the number; and spelt out.
-    _write(folder.config, OmegaConf.to_yaml(OmegaConf.create(config), resolve=False))
-    _write(folder.path / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(config), resolve=True))
+    _write(folder.config, without_secrets(OmegaConf.to_yaml(OmegaConf.create(config), resolve=False)))
+    _write(
+        folder.path / "resolved.yaml",
+        without_secrets(OmegaConf.to_yaml(OmegaConf.create(config), resolve=True)),
+    )
     with (folder.path / "command.txt").open("a") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(command)}\n")
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {without_secrets(shlex.join(command))}\n")
     state, diff = _git()
     _write(folder.path / "git.json", json.dumps(state, indent=1) + "\n")
-    _write(folder.path / "git.diff", diff)
+    _write(folder.path / "git.diff", without_secrets(diff))
     _write(folder.path / "versions.json", json.dumps(_versions(), indent=1) + "\n")
     return folder
 
@@ -207,6 +221,27 @@ def find_run(where: str | Path, *, runs: str | Path = "runs") -> RunFolder:
     near = difflib.get_close_matches(str(where), [*known, *names], n=3, cutoff=0.4) or names[:5]
     hint = f"; did you mean {', '.join(near)}?" if near else f"; {runs} holds no runs"
     raise FileNotFoundError(f"no run {str(where)!r}, neither as a path nor in {runs}{hint}")
+
+
+def differences(resolved: Path, config: Any) -> Iterator[str]:
+    """Each value that is not what the run was last started with, as "key: before -> now"."""
+    if not resolved.is_file():
+        return
+    now = OmegaConf.create(without_secrets(OmegaConf.to_yaml(OmegaConf.create(config), resolve=True)))
+    before, after = (_flat(OmegaConf.to_container(x)) for x in (OmegaConf.load(resolved), now))
+    for key in dict.fromkeys([*before, *after]):
+        if before.get(key) != after.get(key) and key != "resume":
+            yield f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}"
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {key: value}
+    return {
+        name: x
+        for own, inner in value.items()
+        for name, x in _flat(inner, f"{key}.{own}" if key else str(own)).items()
+    }
 
 
 # -------------------------------------------------------------------------------------------------- provenance

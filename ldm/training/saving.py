@@ -1,46 +1,51 @@
-"""When checkpoints are written, and how a run is stopped by hand without losing anything."""
+"""When checkpoints are written, which are kept, and how a run is stopped without losing anything."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import shutil
-import signal
+import socket
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ldm.training import stopping
 from ldm.training.callbacks import crossed, untimed
-from ldm.training.checkpoint import foreign_entries, read_checkpoint
+from ldm.training.checkpoint import foreign_entries, list_checkpoints
+from ldm.training.checkpoint_io import CheckpointFolders
+from ldm.training.folders import folder_name, images_of, point, remove, whole_folders
+from ldm.training.stopping import Interrupted, Stopped, Unsaved
 
+log = logging.getLogger(__name__)
 
-class Interrupted(SystemExit):
-    """The run was stopped by Ctrl-C. Python leaves with exit code 130, as shells expect after SIGINT."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGINT)
+FAILURES = 3  # in a row, after which a training that cannot be saved is given up
 
 
 class Checkpoints(Checkpoint):
-    """Write ``<run>/checkpoints``: ``last.ckpt``, ``best.ckpt`` and, if wanted, copies that are kept.
+    """Write ``<run>/checkpoints/images_<count>``, with the links ``last`` and ``best``.
 
-    Files are written beside their place and moved there when complete, so a reader or a power cut never meets half a
-    checkpoint. Lightning's ModelCheckpoint is not used because it counts optimizer steps; this counts pictures.
+    Saved is at the border between two steps: all of the last one is over, its validation and its log included, and
+    nothing of the next has begun. There, too, the processes agree whether one of them was asked to stop (see
+    ``stopping.py``): all save together and leave with the same exit code. Lightning's ModelCheckpoint is not used
+    because it counts optimizer steps; this counts pictures.
 
-    Ctrl-C is answered at the end of the step: the checkpoint is written, then ``Interrupted`` leaves the training.
-    A second Ctrl-C leaves at once, with the last checkpoint there was.
+    A disk that is full or cannot be written does not stop the training at once: it goes on, tries again a tenth of
+    ``every_num_images`` later, and after three failures in a row leaves with exit code 74.
 
     Args:
-        every_num_images: how often ``last.ckpt`` is replaced; always at the end of the training, too.
-        keep_every_num_images: keep a copy ``images_<count>.ckpt`` this often; null keeps none.
-        monitor: the validation metric whose best value ``best.ckpt`` has; null writes none.
+        every_num_images: how often a checkpoint is written; always at the end of the training, too.
+        keep_every_num_images: how often one of them is kept for good; null keeps none.
+        keep_last: how many of the newest are kept, at least two: one of them is whole whatever happens to the other.
+        monitor: the validation metric whose best value the checkpoint ``best`` has; null keeps none.
         mode: "min" or "max", which value of it is best.
     """
 
@@ -49,6 +54,7 @@ class Checkpoints(Checkpoint):
         *,
         every_num_images: int,
         keep_every_num_images: int | None = None,
+        keep_last: int = 2,
         monitor: str | None = "val/loss",
         mode: str = "min",
     ) -> None:
@@ -56,50 +62,75 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"Checkpoints: mode={mode!r} is not known: say 'min' or 'max'")
         if every_num_images < 1 or (keep_every_num_images is not None and keep_every_num_images < 1):
             raise ValueError("Checkpoints: every_num_images and keep_every_num_images must be positive")
+        if keep_last < 2:
+            raise ValueError(
+                f"Checkpoints: keep_last={keep_last} must be at least 2: the newest may be damaged"
+            )
         self.every_num_images = every_num_images
         self.keep_every_num_images = keep_every_num_images
+        self.keep_last = keep_last
         self.monitor = monitor
         self.mode = mode
         self.best_value: float | None = None
+        self.best_at: int | None = None  # images seen then
+        self.kept: list[int] = []  # images seen in those kept for good
         self._seen = 0
-        self._saved_at = -1  # images seen in last.ckpt
-        self._interrupts = 0
-        self._leaving = False
-        self._former_handler: Any = None
+        self._saved_at = -1  # images seen in the newest checkpoint
+        self._at_border = True  # no gradients wait for more of their batch
+        self._due = False
+        self._retry_at: int | None = None
+        self._failures = 0
+        self._io: CheckpointFolders | None = None
+        self._listens = False
 
     # ------------------------------------------------------------------------------------------ Lightning hooks
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._io = CheckpointFolders(trainer.strategy, Path(trainer.default_root_dir))
+        trainer.strategy.checkpoint_io = self._io
+        # Lightning's own handlers talk to the other processes from within the signal, where some hang for ever.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self._listens = not stopping.listening()  # train.py does so for its whole process
+        stopping.listen()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._quiet()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen = int(pl_module.images_seen)  # type: ignore[arg-type]
-        best = _folder(trainer) / "best.ckpt"
-        if best.is_file():  # it may be newer than the checkpoint that training goes on from
-            self.best_value = read_checkpoint(best)["callbacks"][self.state_key]["best_value"]
-        self._listen()
+        if trainer.is_global_zero:
+            self._tidy(_folder(trainer))
+        if (_folder(trainer) / folder_name(self._seen)).is_dir():
+            self._saved_at = self._seen
+        stopping.listen_to_keys()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._leaving:
-            raise Interrupted
+        if not self._at_border:
+            return
+        code = self._agreed(trainer)
+        if code or self._due or (self._retry_at is not None and self._seen >= self._retry_at):
+            self._save(trainer, tries=FAILURES if code else 1)
+        if code:
+            raise stopping.leave(code)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._at_border = batch.completes_step  # accumulated gradients are in no checkpoint
+        if not self._at_border:
+            return
         before, self._seen = self._seen, int(pl_module.images_seen)  # type: ignore[arg-type]
         if self._seen <= before:
             raise RuntimeError(
                 f"{type(pl_module).__name__}.images_seen stood still at {before}: count the batch in training_step; "
-                "the module's own on_train_batch_end runs after the checkpoint was written"
+                "the module's own on_train_batch_end runs too late for what is counted here"
             )
-        keep = self.keep_every_num_images is not None and crossed(
-            before, self._seen, self.keep_every_num_images
-        )
-        # Saved now, left at the start of the next step: what this step logs and a validation that is due still happen.
-        self._leaving = self._any_interrupted(trainer)
-        if keep or self._leaving or trainer.should_stop or crossed(before, self._seen, self.every_num_images):
-            last = self._save_last(trainer)
-            if keep and trainer.is_global_zero and last.exists():
-                _keep(last, last.with_name(f"images_{self._seen:09d}.ckpt"))
+        if self.keep_every_num_images is not None and crossed(before, self._seen, self.keep_every_num_images):
+            self.kept.append(self._seen)
+            self._due = True
+        self._due = self._due or crossed(before, self._seen, self.every_num_images)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
@@ -111,17 +142,21 @@ class Checkpoints(Checkpoint):
             )
         value = float(trainer.callback_metrics[self.monitor])
         if self._is_better(value):
-            self.best_value = value
-            self._save(trainer, "best.ckpt")
+            self.best_value, self.best_at, self._due = value, self._seen, True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_last(trainer)
-        self._stop_listening()
+        self._save(trainer, tries=FAILURES)
+        stopping.leave_keys_alone()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop_listening()
-        if isinstance(exception, Interrupted | KeyboardInterrupt) and trainer.is_global_zero:
-            print(self._farewell(Path(trainer.default_root_dir)), file=sys.stderr, flush=True)
+        self._quiet()
+        if isinstance(exception, Stopped | KeyboardInterrupt):
+            if trainer.is_global_zero and not isinstance(exception, Unsaved):
+                print(self._farewell(Path(trainer.default_root_dir)), file=sys.stderr, flush=True)
+        elif trainer.world_size > 1:
+            who = f"rank {trainer.global_rank} ({socket.gethostname()}, process {os.getpid()})"
+            what = (str(exception).strip().splitlines() or [""])[0]
+            print(f"{who} failed: {type(exception).__name__}: {what}", file=sys.stderr, flush=True)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -130,12 +165,14 @@ class Checkpoints(Checkpoint):
             raise TypeError(
                 f"a checkpoint holds plain data only, so that it loads with weights_only=True, but {foreign[0]}"
             )
+        at_batch_end(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_value": self.best_value}
+        return {"best_value": self.best_value, "best_at": self.best_at, "kept": self.kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_value = state_dict["best_value"]
+        self.best_at, self.kept = state_dict.get("best_at"), list(state_dict.get("kept", ()))
 
     # --------------------------------------------------------------------------------------------------- internals
 
@@ -146,50 +183,111 @@ class Checkpoints(Checkpoint):
             return True
         return value < self.best_value if self.mode == "min" else value > self.best_value
 
-    def _save_last(self, trainer: Trainer) -> Path:
-        if self._saved_at != self._seen:
-            self._save(trainer, "last.ckpt")
-            self._saved_at = self._seen
-        return _folder(trainer) / "last.ckpt"
+    def _save(self, trainer: Trainer, *, tries: int) -> None:
+        """On all processes, since gathering the state may need them all.
 
-    def _save(self, trainer: Trainer, name: str) -> None:
-        """On all processes, since gathering the state may need them all."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        Raises:
+            Unsaved: It has failed too often.
+        """
+        if trainer.fast_dev_run or (self._saved_at == self._seen and not self._due):  # type: ignore[attr-defined]
             return
-        path = _folder(trainer) / name
-        unfinished = path.with_name(f".{name}.unfinished")
+        assert self._io is not None
+        folder = _folder(trainer)
         with untimed(trainer):
-            trainer.save_checkpoint(unfinished, weights_only=False)
+            for attempt in range(tries):
+                if attempt:
+                    time.sleep(1)
+                trainer.save_checkpoint(folder / folder_name(self._seen), weights_only=False)
+                problem = trainer.strategy.broadcast(
+                    None if self._io.failure is None else str(self._io.failure)
+                )
+                if problem is None:
+                    break
+                self._failed(trainer, problem)
+            else:
+                return
+            self._due, self._retry_at, self._failures, self._saved_at = False, None, 0, self._seen
             if trainer.is_global_zero:
-                os.replace(unfinished, path)
-            trainer.strategy.barrier("checkpoint in its place")
+                self._tidy(folder)
 
-    def _any_interrupted(self, trainer: Trainer) -> bool:
+    def _failed(self, trainer: Trainer, problem: str) -> None:
+        self._failures += 1
+        self._due, self._retry_at = False, self._seen + max(1, self.every_num_images // 10)
+        if trainer.is_global_zero:
+            given_up = self._failures >= FAILURES
+            then = "giving up" if given_up else "training goes on, and it is tried again"
+            log.warning(
+                "checkpoint at %s images could not be written (%s); %s", f"{self._seen:,}", problem, then
+            )
+        if self._failures >= FAILURES:
+            raise Unsaved
+
+    def _tidy(self, folder: Path) -> None:
+        """Bring names and links in line with where the training stands; on the first process. No reason to stop it."""
+        try:
+            for left in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
+                remove(left)
+            found = whole_folders(folder)
+            for later in [path for path in found if (images_of(path) or 0) > self._seen]:
+                aside = later.with_name(f"undone-{later.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+                os.rename(later, aside)
+                log.warning("going on from before it: %s is set aside as %s", later.name, aside.name)
+                found.remove(later)
+            wanted = {"last": found[0].name if found else None}
+            if self.best_at is not None:
+                wanted["best"] = folder_name(self.best_at)
+            for link, target in wanted.items():
+                if target is not None and (folder / target).is_dir():
+                    point(folder / link, target)
+            spared = {folder_name(count) for count in [*self.kept, *filter(None, [self.best_at])]}
+            for path in found[self.keep_last :]:
+                if path.name not in spared:
+                    remove(path)
+        except OSError as error:
+            log.warning("%s could not be put in order: %s", folder, error)
+
+    def _quiet(self) -> None:
+        stopping.leave_keys_alone()
+        if self._listens:
+            stopping.stop_listening()
+
+    def _agreed(self, trainer: Trainer) -> int:
+        """The exit code that any process was asked for; 0 for none."""
+        code = stopping.asked()
         if trainer.world_size == 1:
-            return self._interrupts > 0
-        # The key press reaches the processes at different steps; all must agree on the step that is the last.
-        return trainer.strategy.reduce_boolean_decision(self._interrupts > 0, all=False)
-
-    def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._former_handler = signal.signal(signal.SIGINT, self._on_interrupt)
-
-    def _stop_listening(self) -> None:
-        if self._former_handler is not None:
-            signal.signal(signal.SIGINT, self._former_handler)
-            self._former_handler = None
-
-    def _on_interrupt(self, number: int, frame: Any) -> None:
-        self._interrupts += 1
-        if self._interrupts > 1:
-            raise Interrupted
-        print("\nStopping after this step; Ctrl-C once more leaves at once.", file=sys.stderr, flush=True)
+            return code
+        # Signals reach the processes at different steps, or only one; all must agree on the step that is the last.
+        asked = torch.tensor(code, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(asked, reduce_op="max"))
 
     def _farewell(self, run: Path) -> str:
-        if self._saved_at < 0 and not (run / "checkpoints" / "last.ckpt").exists():
+        if self._saved_at < 0 and not list_checkpoints(run / "checkpoints"):
             return f"\nStopped before the first checkpoint; nothing to continue in {run}"
         at = f" at {self._saved_at:,} images" if self._saved_at >= 0 else ""
         return f"\nStopped; checkpoint saved{at}. To continue:  python train.py resume={run}"
+
+
+def at_batch_end(checkpoint: dict[str, Any]) -> None:
+    """Let Lightning's counters say what they said at the end of the last step, in place.
+
+    Between two steps they are in a state that Lightning takes up one step too far; this one it knows. Without a step
+    there is nothing to take up.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop")
+    if loops is None:
+        return
+    batches = loops["epoch_loop.batch_progress"]
+    if batches["total"]["completed"] == 0:
+        del checkpoint["loops"]
+        return
+    if batches["current"]["completed"] == 0:  # a new epoch, of data that have an end
+        return
+    for count in (batches["total"], batches["current"]):
+        done = count["completed"]
+        count |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    for count in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+        count |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
 
 @contextmanager
@@ -207,12 +305,3 @@ def interruptible() -> Iterator[None]:
 
 def _folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
-
-
-def _keep(source: Path, target: Path) -> None:
-    """A second name for the file: free, and safe because files here are replaced, never written into."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # file systems without hard links
-        shutil.copyfile(source, target)

@@ -97,7 +97,7 @@ def test_what_is_missing_or_does_not_fit_is_named(place: Path, tmp_path: Path) -
     file, shards, out = str(place / "autoencoder.safetensors"), str(place / "shards"), str(tmp_path)
     with pytest.raises(ValueError, match="give image_size"):
         encode(run=file, shards=shards, out=out, text_out=out)
-    with pytest.raises(ValueError, match="image_size=9 is not divisible by the autoencoder's stride 2"):
+    with pytest.raises(ValueError, match="image_size=9 is not divisible by 2, the autoencoder's stride"):
         encode(run=file, shards=shards, out=out, text_out=out, image_size=9)
     with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
         encode(run=str(tmp_path / "gone.safetensors"), shards=shards, out=out, text_out=out, image_size=8)

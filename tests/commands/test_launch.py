@@ -32,11 +32,22 @@ def test_a_new_run_is_composed(run: Path) -> None:
     assert config.network.depth == 4 and config.resume is None
 
 
-@pytest.mark.parametrize("where", ["runs/first/one", "first/one", "runs/first/one/checkpoints/last.ckpt"])
+@pytest.mark.parametrize("where", ["runs/first/one", "first/one"])
 def test_a_resumed_run_keeps_its_own_config(run: Path, where: str) -> None:
     config = launch.checked([f"resume={where}", "tags=[again]"])
     assert config.network.depth == 5 and config.run_id == "one"
     assert config.resume == str(run) and config.tags == ["again"]
+
+
+def test_a_checkpoint_that_was_named_is_the_one_that_is_taken(run: Path) -> None:
+    named = run / "checkpoints" / "images_000000008"
+    with pytest.raises(ConfigError, match="images_000000008"):
+        launch.checked([f"resume={named}"])
+    named.mkdir(parents=True)
+    (run / "checkpoints" / "best").symlink_to(named.name)
+    for where in (named, run / "checkpoints" / "best"):
+        config = launch.checked([f"resume={where}"])
+        assert config.resume == str(named) and config.network.depth == 5
 
 
 def test_a_value_changed_on_resuming_reaches_all_who_refer_to_it(run: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,8 +19,10 @@ from ldm.codecs.kl import KLCodec
 from ldm.commands.launch import launch
 from ldm.commands.load import load_run
 from ldm.commands.main import main
+from ldm.commands.replay import replay
 from ldm.commands.shapes import shapes
-from ldm.training.checkpoint import foreign_entries
+from ldm.training.checkpoint import foreign_entries, read_checkpoint
+from ldm.training.diffusion_module import DiffusionModule
 
 VAE = [
     "experiment=shapes_vae",
@@ -69,7 +74,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def checkpoint(run: str) -> dict:
-    return torch.load(Path("runs", run, "checkpoints/last.ckpt"), weights_only=True)
+    return read_checkpoint(Path("runs", run, "checkpoints/last"))
 
 
 def test_a_run_folder_holds_what_the_readme_says(here: Path) -> None:
@@ -107,12 +112,18 @@ def test_checkpoints_hold_plain_data_and_no_frozen_codec(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("recipe", "name"), [(VAE, "shapes_vae"), (DIT, "shapes_dit")])
-def test_stop_and_resume_equals_uninterrupted(here: Path, recipe: list[str], name: str) -> None:
+def test_stop_and_resume_equals_uninterrupted(
+    here: Path, recipe: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launch([*recipe, f"run_id=parts-{name}", "trainer.max_steps=3"])  # leaves in the middle, unfinished
     run = here / f"runs/{name}/parts-{name}"
     assert checkpoint(f"{name}/parts-{name}")["images_seen"] == 12
     assert not (run / "finished.json").exists()
-    launch([f"resume={run}", "trainer.max_steps=-1"])
+    if recipe is DIT:  # the queue starts the same command once more
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        launch([*recipe, f"run_id=parts-{name}"])
+    else:
+        launch([f"resume={run}", "trainer.max_steps=-1"])
     whole, parts = checkpoint(f"{name}/whole"), checkpoint(f"{name}/parts-{name}")
     assert parts["images_seen"] == 24 and (run / "finished.json").is_file()
     torch.testing.assert_close(parts["state_dict"], whole["state_dict"], rtol=0, atol=0)
@@ -120,12 +131,75 @@ def test_stop_and_resume_equals_uninterrupted(here: Path, recipe: list[str], nam
     torch.testing.assert_close(parts["optimizer_states"], whole["optimizer_states"], rtol=0, atol=0)
 
 
-def test_two_processes_train_like_one(here: Path) -> None:
-    """The same global batch, shared by one process and by two over gloo: the same losses, the same weights."""
-    exact = [*DIT, "trainer.precision=32-true", "lr_schedule.warmup_images=4", "name=processes"]
-    launch([*exact, "run_id=one"])
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "run_id=two"]
-    started = [item for item in exact if item != "trainer=cpu"] + two
+def test_a_bad_step_can_be_made_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = DiffusionModule.losses
+
+    def spoilt(self: Any, *args: Any, purpose: str) -> Any:
+        values, levels = losses(self, *args, purpose=purpose)
+        return (values * float("nan") if purpose == "noise" and self.images_seen == 4 else values), levels
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "losses", spoilt)
+        launch([*DIT, "run_id=bad", "name=bad", "num_images=12", "callbacks.samples.every_num_images=100"])
+    saved = checkpoint("bad/last")
+    assert saved["callbacks"]["BadSteps"]["count"] == 1
+    assert all(bool(torch.isfinite(x).all()) for x in saved["state_dict"].values())
+    capsys.readouterr()
+    replay(capsule="runs/bad/bad/capsules/images_000000008", device="cpu", rows=4)
+    told = capsys.readouterr().out
+    assert "loss then: nan" in told and "4 samples: " in told
+    assert "float32: loss" in told and "bfloat16: loss" in told and "network.blocks" in told
+
+
+EXACT = [*DIT, "trainer.precision=32-true", "lr_schedule.warmup_images=4", "name=processes"]
+
+
+@pytest.fixture(scope="module")
+def one(place: Path) -> Path:
+    """What one process makes of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        launch([*EXACT, "run_id=one"])
+    return place / "runs/processes/one"
+
+
+def same_as_one(run_id: str) -> None:
+    """The same losses to 1e-5, the same weights, averages and moments, the same pictures."""
+
+    def losses(run_id: str, column: str) -> list[float]:
+        with Path("runs/processes", run_id, "metrics.csv").open() as file:
+            return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+    for column in ("train/loss", "val/loss"):
+        assert len(losses("one", column)) >= 3
+        assert losses(run_id, column) == pytest.approx(losses("one", column), abs=1e-5)
+    first, second = checkpoint("processes/one"), checkpoint(f"processes/{run_id}")
+    assert list(foreign_entries(second)) == []
+    assert first["images_seen"] == second["images_seen"] == 24
+    for entry in ("state_dict", "ema", "optimizer_states"):
+        torch.testing.assert_close(second[entry], first[entry], rtol=1e-3, atol=1e-4)
+    for grid in Path("runs/processes/one/samples").glob("*.png"):
+        shown = [
+            np.asarray(Image.open(f"runs/processes/{name}/samples/{grid.name}"), int)
+            for name in ("one", run_id)
+        ]
+        assert np.abs(shown[0] - shown[1]).max() <= 1  # a value at the border between two levels
+
+
+def test_accumulated_gradients_train_like_the_whole_batch(here: Path, one: Path) -> None:
+    launch([*EXACT, "trainer.accumulate_grad_batches=2", "run_id=pieces"])
+    same_as_one("pieces")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_processes_train_like_one(here: Path, one: Path, trainer: str) -> None:
+    """The same global batch, shared by one process and by two over gloo; then one goes on with what two have saved."""
+    two = [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2", f"run_id={trainer}"]
+    stops = "trainer.max_steps=4"
+    started = [item for item in EXACT if item != "trainer=cpu"] + [*two, stops]
     train = Path(__file__).parents[2] / "train.py"
     done = subprocess.run(
         [sys.executable, train, *started],
@@ -135,17 +209,24 @@ def test_two_processes_train_like_one(here: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    launch(
+        [
+            f"resume=runs/processes/{trainer}",
+            "trainer.max_steps=-1",
+            "trainer.devices=1",
+            "trainer.strategy=auto",
+        ]
+    )
+    same_as_one(trainer)
 
-    def losses(run_id: str, column: str) -> list[float]:
-        with Path("runs/processes", run_id, "metrics.csv").open() as file:
-            return [float(row[column]) for row in csv.DictReader(file) if row[column]]
 
-    for column in ("train/loss", "val/loss"):
-        assert len(losses("one", column)) >= 3
-        assert losses("two", column) == pytest.approx(losses("one", column), abs=1e-5)
-    first, second = checkpoint("processes/one"), checkpoint("processes/two")
-    assert first["images_seen"] == second["images_seen"] == 24
-    torch.testing.assert_close(second["state_dict"], first["state_dict"], rtol=1e-3, atol=1e-4)
+@pytest.mark.slow
+def test_profiling_leaves_a_table_and_a_trace(here: Path) -> None:
+    launch([*VAE, "debug=profile", "num_images=16", "run_id=profiled"])
+    run = here / "runs/debug/profiled"
+    assert "aten::convolution" in (run / "fit-profile.txt").read_text()
+    traces = [json.loads(path.read_text())["traceEvents"] for path in run.glob("*.pt.trace.json")]
+    assert traces and any(event.get("name") == "aten::convolution" for event in traces[0])
 
 
 def test_a_used_run_folder_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,9 @@ def test_buckets_with_too_few_are_closed_and_their_pictures_move() -> None:
     everywhere = Buckets(image_size=512, multiple_of=32).assign(height, width)
     assigned = Buckets(image_size=512, multiple_of=32, min_pictures=20).assign(height, width)
     assert everywhere.counts().min() < 20 <= assigned.counts().min()
-    assert assigned.counts().sum() == 300 and assigned.moved > 0
+    assert assigned.counts().sum() == 300
+    sizes = [[one.sizes[b] for b in one.bucket] for one in (everywhere, assigned)]
+    assert assigned.moved == sum(a != b for a, b in zip(*sizes, strict=True)) > 0 == everywhere.moved
     # What was not closed keeps all that it had.
     for bucket, size in enumerate(assigned.sizes):
         assert set(everywhere.members(everywhere.sizes.index(size))) <= set(assigned.members(bucket))

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.data.bucket_order import BucketBatches
+from ldm.data.blend import order_of
+from ldm.data.captions import CaptionRecipe
 from ldm.data.latent_dataset import LatentDataset
 from ldm.data.latents import contract_for, encode, latent_parts
 from ldm.data.parts import missing
-from ldm.data.pipeline import GlobalBatches, ShardDataset, endless, in_order
+from ldm.data.pipeline import ShardDataset, endless, in_order
 from ldm.data.text_cache import TextCache, encode_text, text_contract, text_folder
 from ldm.interfaces import Batch
 from tests.data.cached import Halves, Letters, dataset, write_shards
@@ -53,11 +54,7 @@ def test_cached_batches_are_those_of_the_pictures(tmp_path: Path, buckets: bool)
     pairs = list(zip(cached.in_order(batch_size=4), in_order(data, batch_size=4), strict=True))
     for rank in range(2):
         options = {"global_batch": 6, "rank": rank, "world_size": 2, "start": 12}
-        order = (
-            BucketBatches(assignment=data.assignment, **options)
-            if buckets
-            else GlobalBatches(num_samples=23, **options)
-        )
+        order = order_of(data, num=23, **options)
         live = itertools.islice(endless(data, lambda o=order: o, num_workers=0), 12)
         pairs += list(zip(cached.endless(order), live, strict=False))
     assert len({caption for _, pictures in pairs for caption in pictures.captions}) > 40
@@ -145,9 +142,14 @@ def test_text_of_another_encoder_or_other_captions_is_refused_by_name(
     with pytest.raises(ValueError, match=expected):
         TextCache(tmp_path / "text", data, other)
     fewer = dataset(tmp_path / "shards", caption_field="txt")
-    with pytest.raises(ValueError, match=r"fields was \['captions', 'txt'\] and is \['txt'\]"):
+    with pytest.raises(
+        FileNotFoundError, match=r"the text of 3 of 3 shards is missing .* fields have changed since"
+    ):
         TextCache(tmp_path / "text", fewer, Letters())
-    contracts = [text_contract(e, d) for e, d in ((Letters(), data), (other, data), (Letters(), fewer))]
+    templates = dataset(tmp_path / "shards", captions=CaptionRecipe(templates=["a {caption}"]))
+    with pytest.raises(ValueError, match=r"templates was None and is \['a {caption}'\]"):
+        TextCache(tmp_path / "text", templates, Letters())
+    contracts = [text_contract(e, d) for e, d in ((Letters(), data), (other, data), (Letters(), templates))]
     assert len({text_folder("out", contract) for contract in contracts}) == 3
 
 
@@ -204,4 +206,5 @@ def test_the_contract_is_written_down(tmp_path: Path, data: ShardDataset) -> Non
     contract = json.loads((tmp_path / "out" / "contract.json").read_text())
     assert contract == {
         "codec_hash": "ab" * 32, "background": "white", "original_size_from": [], "resampling": 1,
+        "decode_margin": 1.0,
     }  # fmt: skip

@@ -36,7 +36,7 @@ def test_each_sample_comes_once_per_epoch_and_batches_straddle_epochs(global_bat
     flat = [*chain(*taken(walk, 6 * NUM // global_batch + 6, global_batch=global_batch))]
     for epoch in range(3):
         one = flat[epoch * NUM : (epoch + 1) * NUM]
-        assert sorted(request.index for request in one) == list(range(NUM))
+        assert sorted(request.sample for request in one) == list(range(NUM))
         assert {request.visit for request in one} == {epoch}
 
 
@@ -75,13 +75,13 @@ def test_epochs_seeds_and_purposes_differ() -> None:
     others = [
         taken(Shuffled(counts=[100], **x), 1, global_batch=100)[0] for x in ({"seed": 1}, {"purpose": "x"})
     ]
-    orders = {tuple(request.index for request in one) for one in (*epochs, *others)}
+    orders = {tuple(request.sample for request in one) for one in (*epochs, *others)}
     assert len(orders) == 4
 
 
 def test_a_window_reads_few_shards_at_a_time_and_mixes_them() -> None:
     walk = Shuffled(counts=[100] * 100, window=1_000)
-    shards = np.array([request.index // 100 for request in taken(walk, 1, global_batch=10_000)[0]])
+    shards = np.array([request.sample // 100 for request in taken(walk, 1, global_batch=10_000)[0]])
     for window in shards.reshape(10, 1_000):
         assert len(set(window)) <= 11
         assert len(set(window[:50])) >= 8
@@ -132,9 +132,9 @@ def test_each_source_has_its_own_order_and_visits() -> None:
     mixed = mixture(1, 2, 7)
     requests = [*chain(*taken(mixed, 3, global_batch=BLOCK // 2))]
     for first, size in ((0, 7), (7, 100), (107, 1_000)):
-        own = [(r.index - first, r.visit) for r in requests if first <= r.index < first + size]
+        own = [(r.sample - first, r.visit) for r in requests if first <= r.sample < first + size]
         alone = taken(Shuffled(counts=[size], purpose=str(size)), 1, global_batch=len(own))[0]
-        assert own == [(r.index, r.visit) for r in alone]
+        assert own == [(r.sample, r.visit) for r in alone]
 
 
 def test_what_was_taken_of_each_source_is_known_at_any_position() -> None:

@@ -286,3 +286,51 @@ def test_what_no_pipeline_does_is_refused_by_name(tmp_path: Path) -> None:
     masked.network.context_mask = True  # type: ignore[assignment]
     with pytest.raises(ValueError, match="context_mask=true"):
         Diffusers().write(masked, tmp_path / "c")
+
+
+def text_side(folder: Path) -> None:
+    """A tiny CLIP with a vocabulary of letters, as a pipeline's folder keeps it."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    words = {word: i for i, word in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(words))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=tiny.WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+    )
+    torch.manual_seed(0)
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def test_with_text_encoders_at_hand_the_pipeline_takes_prompts(tmp_path: Path) -> None:
+    text_side(tmp_path / "published")
+    model = tiny.model(tiny.KINDS["StableDiffusionPipeline"])
+    notes = Diffusers(text_encoders=str(tmp_path / "published")).write(model, tmp_path / "out")
+    assert not any("not in the folder" in note for note in notes)
+    assert absent(tmp_path / "out", STABLE_DIFFUSION) == []
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        str(tmp_path / "out"), local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "latents": tiny.noise(1), "output_type": "pt"}
+    size = {"height": PIXELS, "width": PIXELS}
+    first, second = (pipeline(prompt, **options, **size).images for prompt in ("a cat", "dogs"))
+    assert first.shape == (1, 3, PIXELS, PIXELS)
+    assert not torch.equal(first, second)

@@ -32,12 +32,15 @@ def inputs(device, *, masked, n=21, m=37, width=16):
     return [x.requires_grad_() for x in (q, k, v)], mask
 
 
+@pytest.mark.parametrize("width", [6, 16])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_agree_with_the_written_formula_and_so_do_their_gradients(kernel, masked):
+def test_kernels_agree_with_the_written_formula_and_so_do_their_gradients(kernel, masked, width):
     kernel, device = built(kernel)
-    qkv, mask = inputs(device, masked=masked)
-    looked_for = torch.randn(2, 3, 21, 16, device=device)
+    if device == "cuda" and width == 6:
+        pytest.skip("kernels of GPUs want heads of a multiple of 8 channels")
+    qkv, mask = inputs(device, masked=masked, width=width)
+    looked_for = torch.randn(2, 3, 21, width, device=device)
     tolerance = 1e-5 if device == "cpu" else 2e-3  # a GPU multiplies in TF32 here and there
     results = []
     for attention in (kernel, MathAttention()):

@@ -167,6 +167,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(file: Path, tmp_path: Path)
         ({"layer": 0}, "layer=0 must be between -3"),
         ({"layer": -4}, "layer=-4 must be between -3"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"padding": 49408}, "padding=49408 is none of the model's 49408 tokens"),
         ({"width": 64}, "width=64 is stated, but this text encoder has width=32"),
         ({"pooled_width": 8}, "pooled_width=8 is stated"),
         (
@@ -240,6 +241,19 @@ def test_only_with_permission_something_is_downloaded(
     assert weights.needs()[1].fetched and not asked
     weights.read()
     assert asked == [(REPO, "open_clip_model.safetensors")]
+
+
+def test_a_download_that_fails_says_so_and_how_to_do_without(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repo: str, name: str) -> str:
+        raise ConnectionError("no route to host\nand a page more")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(
+        MissingNeeds, match=r"failed \(ConnectionError: no route to host\); where there is internet"
+    ):
+        OpenClipWeights(**TAG, allow_download=True).read()
 
 
 def test_a_named_file_is_the_only_place(hub: Path, file: Path) -> None:

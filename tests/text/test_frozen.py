@@ -21,14 +21,12 @@ from tests.text.tiny import CAPTIONS, CLIP, T5, randomize
 
 
 def clip(**options: object) -> ClipText:
-    torch.manual_seed(0)
     made = ClipText(**{"architecture": CLIP, "weights": None, "pooling": EndToken(projected=True), **options})
     randomize(made.tower)
     return made
 
 
 def t5(**options: object) -> HuggingFaceText:
-    torch.manual_seed(0)
     made = HuggingFaceText(
         **{"weights": None, "architecture": T5, "length": 40, "pooling": Mean(), **options}
     )

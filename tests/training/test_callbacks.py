@@ -76,7 +76,7 @@ def test_a_resumed_run_acts_where_the_whole_one_would(tmp_path: Path) -> None:
 
     first, second = parts(16), parts(44)
     fit(tmp_path, first)
-    fit(tmp_path, second, resume=tmp_path / "checkpoints" / "last.ckpt")
+    fit(tmp_path, second, resume=tmp_path / "checkpoints" / "last")
     assert first[0].at + second[0].at == [12, 20, 32, 40]  # type: ignore[attr-defined]
 
 

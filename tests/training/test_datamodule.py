@@ -6,6 +6,7 @@ import io
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -15,10 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.data.pipeline import GlobalBatches
+from ldm.data.buckets import Buckets
+from ldm.data.order import GlobalBatches, Shuffled
 from ldm.data.shards import ShardWriter
 from ldm.interfaces import Batch
 from ldm.training.datamodule import ImageDataModule, LatentDataModule
+from tests.data.cached import Letters, write_shards
 
 NUM_TRAIN, NUM_VAL = 21, 7
 
@@ -141,11 +144,13 @@ def test_num_pictures_trains_on_the_first_so_many(shards: Path, tmp_path: Path, 
 def test_training_walks_the_global_order_and_validation_is_complete(shards: Path, tmp_path: Path) -> None:
     module = Recorder()
     fit(module, images(shards, seed=3), tmp_path, steps=5)
-    order = iter(GlobalBatches(num_samples=NUM_TRAIN, global_batch=6, seed=3))
+    order = iter(GlobalBatches(walk=Shuffled(counts=[10, 10, 1], seed=3), global_batch=6))
     for batch in module.train_batches[:5]:
         requests = next(order)
-        assert [int(key[-1]) + 10 * int(key[4]) for key in batch.keys] == [index for index, _ in requests]
-        assert batch.visits == [visit for _, visit in requests]
+        assert [int(key[-1]) + 10 * int(key[4]) for key in batch.keys] == [
+            request.sample for request in requests
+        ]
+        assert batch.visits == [request.visit for request in requests]
         assert batch.images is not None and batch.images.shape == (6, 3, 4, 4)
         assert (batch.slots, batch.num_slots) == (range(6), 6)
     one_pass = [key for batch in module.val_batches[:2] for key in batch.keys]
@@ -205,3 +210,79 @@ def test_the_training_set_can_be_walked_in_order_without_a_trainer(shards: Path)
     assert keys == sorted(keys) and len(keys) == NUM_TRAIN
     assert sum(len(batch) for batch in data.train_in_order(stop=8)) == 8
     assert next(iter(data.train_dataloader())).num_slots == 6
+
+
+# --- what reaches the network ----------------------------------------------------------------------------------------
+
+SHAPES = Buckets(multiple_of=2, slack=0.25)
+CAPTIONS = {"captions": 2.0, "txt": 1.0}
+
+
+def shaped(folder: Path) -> Path:
+    """Twenty-three pictures of several shapes, and as many for validation."""
+    for split in ("train", "val"):
+        write_shards(folder / split)
+    return folder
+
+
+def several(folder: Path, tmp_path: Path, kind: str, **options: Any) -> L.LightningDataModule:
+    """The same data from pictures, from latents, or from latents and text."""
+    options = {"image_size": 8, "buckets": SHAPES, "caption_field": CAPTIONS, "seed": 3} | options
+    if kind == "pictures":
+        return images(folder, **options)
+    text = str(tmp_path / "text") if kind == "text" else None
+    return latents(folder, tmp_path / "latents", text_folder=text, **options)
+
+
+def with_text(codec: Codec) -> Recorder:
+    module = Recorder(codec)
+    module.text_encoder = Letters()  # type: ignore[assignment]
+    return module
+
+
+def test_pictures_latents_and_text_give_the_same_batches_in_buckets(tmp_path: Path) -> None:
+    folder = shaped(tmp_path)
+    runs = {kind: with_text(Codec("ab" * 32)) for kind in ("pictures", "latents", "text")}
+    for kind, module in runs.items():
+        fit(module, several(folder, tmp_path, kind), tmp_path, steps=9)
+    batches = {kind: module.train_batches + module.val_batches for kind, module in runs.items()}
+    assert len({batch.images.shape[2:] for batch in batches["pictures"] if batch.images is not None}) == 3
+    for pictures, *others in zip(*batches.values(), strict=True):
+        for cached in others:
+            assert taken([cached]) == taken([pictures]) and torch.equal(cached.sizes, pictures.sizes)
+            assert cached.moments is not None and pictures.images is not None
+            torch.testing.assert_close(cached.moments[:, :3].float(), pictures.images, atol=1e-3, rtol=1e-3)
+        text = others[1].text
+        assert text is not None and others[0].text is None
+        kept = torch.ones(len(pictures), dtype=torch.bool)
+        expected = Letters()(pictures.captions)
+        torch.testing.assert_close(text.conditioning(kept).tokens, expected.tokens, atol=1e-3, rtol=1e-3)
+    sizes = torch.cat([batch.sizes for batch in batches["pictures"]])
+    assert {tuple(size) for size in sizes[:, :2].tolist()} == {(8, 8), (6, 11), (11, 6), (9, 9)}
+
+
+@pytest.mark.parametrize("kind", ["pictures", "text"])
+def test_a_run_in_buckets_goes_on_where_it_stood(tmp_path: Path, kind: str) -> None:
+    folder = shaped(tmp_path)
+    whole, first, second = (with_text(Codec("ab" * 32)) for _ in range(3))
+    fit(whole, several(folder, tmp_path, kind), tmp_path, steps=8)
+    fit(first, several(folder, tmp_path, kind), tmp_path, steps=3).save_checkpoint(tmp_path / "a.ckpt")
+    fit(second, several(folder, tmp_path, kind), tmp_path, steps=8, ckpt_path=tmp_path / "a.ckpt")
+    assert taken(first.train_batches + second.train_batches) == taken(whole.train_batches)
+    changed = several(folder, tmp_path, kind, buckets=None)
+    with pytest.raises(ValueError, match="its buckets have changed"):
+        fit(with_text(Codec("ab" * 32)), changed, tmp_path, steps=8, ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_what_is_not_encoded_may_be_an_error(tmp_path: Path) -> None:
+    folder = shaped(tmp_path)
+    with pytest.raises(FileNotFoundError, match="ldm encode"):
+        data = several(folder, tmp_path, "latents", encode_missing=False)
+        fit(with_text(Codec("ab" * 32)), data, tmp_path, steps=1)
+
+
+def test_sizes_that_the_network_cannot_take_show_before_anything_is_trained(tmp_path: Path) -> None:
+    module = with_text(Codec("ab" * 32))
+    module.network = SimpleNamespace(patch_size=4)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"the bucket 10 x 6 is not divisible by 4.*buckets.multiple_of=4"):
+        fit(module, several(shaped(tmp_path), tmp_path, "pictures"), tmp_path, steps=1)

@@ -24,6 +24,9 @@ def test_processes_are_devices_times_nodes(asked, processes):
         ({"devices": 5}, "use 30 or 35"),
         ({"devices": 8, "num_nodes": 8}, "use 64"),
         ({"devices": 0}, "names no device"),
+        ({"devices": 2, "pieces": 3}, "each in 3 pieces .*: use 30 or 36"),
+        ({"pieces": 0}, "accumulate_grad_batches=0"),
+        ({"sharded": True}, "there is only one: use trainer=gpu"),
     ],
 )
 def test_a_batch_that_cannot_be_shared_is_refused(asked, said):
@@ -72,3 +75,10 @@ def test_a_precision_the_gpu_lacks_is_refused(units, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     with pytest.raises(ValueError, match=r"Tesla T4 has no bfloat16: use trainer\.precision=32-true"):
         choose_precision("bf16-mixed", accelerator="cuda")
+
+
+def test_a_precision_that_nothing_has_and_one_that_fsdp_has_not():
+    with pytest.raises(ValueError, match=r"trainer\.precision=bf17 is not known"):
+        choose_precision("bf17", accelerator="cpu")
+    with pytest.raises(ValueError, match="16-mixed does not go with trainer=fsdp"):
+        choose_precision("16-mixed", accelerator="cpu", sharded=True)

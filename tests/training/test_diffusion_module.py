@@ -18,11 +18,12 @@ from ldm.diffusion.time_samplers import LogitNormal, LogNormalSigma, Stratified
 from ldm.diffusion.training_noise import Immiscible, NoiseOffset
 from ldm.diffusion.uncertainty import LearnedUncertainty
 from ldm.diffusion.weightings import Unweighted
-from ldm.interfaces import Batch, Conditioning
+from ldm.interfaces import Batch, Conditioning, EncodedText
+from ldm.nn.unet import UNet
 from ldm.sampling.grids import Uniform
 from ldm.sampling.guidance import Unguided
 from ldm.sampling.samplers import Euler
-from ldm.training.checkpoint import load_weights
+from ldm.training.checkpoint import load_weights, read_checkpoint
 from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.ema import EMA
 from ldm.training.optim import AdamW, ConstantRate
@@ -99,7 +100,7 @@ def test_the_uncertainty_is_trained_averaged_saved_and_loaded(tmp_path: Path) ->
     )
     weights = it.diffusion.uncertainty.weight
     assert (weights != 0).all(), "nothing was learned"
-    checkpoint = torch.load(folder.checkpoints / "last.ckpt", weights_only=True)
+    checkpoint = read_checkpoint(folder.checkpoints / "last")
     assert torch.equal(checkpoint["state_dict"]["uncertainty.weight"], weights)
     averaged = checkpoint["ema"]["uncertainty"]["weight"]
     assert not torch.equal(averaged, weights)
@@ -158,3 +159,82 @@ def test_a_step_can_be_repeated(parts: dict[str, Any]) -> None:
     u = torch.linspace(0.1, 0.9, 4)
     one, other = (module(**parts).losses(batch_at(4), ALL, u, purpose="noise")[0] for _ in range(2))
     assert torch.equal(one, other)
+
+
+# --- what the network is told ----------------------------------------------------------------------------------------
+
+
+def told(it: DiffusionModule, batch: Batch, kept: Tensor) -> Conditioning:
+    seen: list[Conditioning] = []
+    it.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[2]))
+    it.losses(batch, kept, torch.full((len(batch),), 0.5), purpose="noise")
+    return seen[0]
+
+
+def encoded(num: int, value: float) -> Conditioning:
+    rows = torch.arange(num)[:, None, None] + value
+    return Conditioning(
+        tokens=rows.expand(num, 3, 2).half(),
+        mask=torch.arange(3).expand(num, 3) <= torch.arange(num)[:, None],
+        pooled=rows[:, 0].expand(num, 2).half(),
+    )
+
+
+def test_text_made_beforehand_is_told_in_place_of_captions_and_dropped_with_them() -> None:
+    it = module()
+    it.text_encoder = None  # nobody asks it
+    cached = EncodedText(captions=encoded(4, 10.0), null=encoded(1, -5.0))
+    cond = told(it, replace(batch_at(0), text=cached), torch.tensor([True, False, True, False]))
+    assert cond.tokens.dtype == cond.pooled.dtype == torch.float32
+    assert cond.tokens[:, 0, 0].tolist() == [10, -5, 12, -5] == cond.pooled[:, 0].tolist()
+    assert cond.mask.sum(1).tolist() == [1, 1, 3, 1]
+
+
+def test_the_network_is_told_how_pictures_were_cut_also_without_caption() -> None:
+    sizes = torch.arange(24.0).reshape(4, 6)
+    batch = replace(batch_at(0), sizes=sizes)
+    for kept in (ALL, ~ALL):
+        assert torch.equal(told(module(), batch, kept).sizes, sizes)
+    cached = EncodedText(captions=encoded(4, 0.0), null=encoded(1, 0.0))
+    assert torch.equal(told(module(), replace(batch, text=cached), ~ALL).sizes, sizes)
+    assert told(module(), batch_at(0), ALL).sizes is None
+
+
+def test_a_batch_moves_with_all_it_carries() -> None:
+    cached = EncodedText(captions=encoded(4, 0.0), null=encoded(1, 0.0))
+    moved = replace(batch_at(0), text=cached, sizes=torch.zeros(4, 6)).to("meta")
+    assert moved.images.is_meta and moved.sizes.is_meta
+    assert moved.text.captions.mask.is_meta and moved.text.null.tokens.is_meta
+    assert moved.keys == batch_at(0).keys
+
+
+def test_a_network_with_size_conditioning_trains_and_samples() -> None:
+    it = module()
+    it.network = UNet(
+        in_channels=3,
+        out_channels=3,
+        channels=[8, 8],
+        blocks_per_level=1,
+        transformer_depth=[0, 1],
+        middle_depth=1,
+        num_heads=[1, 1],
+        context_width=2,
+        context_mask=False,
+        pooled_width=2,
+        size_features=4,
+        num_classes=0,
+        num_groups=2,
+        conv_projections=False,
+    )
+    for parameter in it.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    u, small = torch.full((4,), 0.5), torch.tensor([[8.0, 8, 0, 0, 8, 8]] * 4)
+    losses = [
+        it.losses(replace(batch_at(0), sizes=sizes), ALL, u, purpose="noise")[0]
+        for sizes in (small, small * 40)
+    ]
+    assert not torch.allclose(*losses)
+    with pytest.raises(ValueError, match=r"Conditioning\.sizes"):
+        it.losses(batch_at(0), ALL, u, purpose="noise")
+    made = it.generation(2).images(["a", "b"], [0, 1], latent_size=(8, 8), batch_size=2)
+    assert made.shape == (2, 3, 8, 8)

@@ -7,6 +7,7 @@ import torch
 
 from ldm.training.averages import Average
 from ldm.training.callbacks import StopAtImages, ValidateEvery
+from ldm.training.checkpoint import read_checkpoint
 from ldm.training.ema import EMA
 from ldm.training.saving import Checkpoints
 from tests.training.tiny import TinyModule, fit
@@ -37,7 +38,7 @@ class History(StopAtImages):
 def test_average_follows_the_recurrence(tmp_path: Path, warmup: bool) -> None:
     ema, history = EMA(decay=0.7, warmup=warmup), History(num_images=40)
     _, _module = fit(tmp_path, [ema, history, Checkpoints(every_num_images=40, monitor=None)])
-    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    saved = read_checkpoint(tmp_path / "checkpoints/last")
     torch.testing.assert_close(saved["ema"]["network"]["0.weight"], averages_by_hand(history.weights, ema))
     torch.testing.assert_close(saved["state_dict"]["network.0.weight"], history.weights[-1], rtol=0, atol=0)
     assert ema.num_updates == 10
@@ -76,7 +77,7 @@ def test_buffers_follow_and_frozen_parts_are_left_out(tmp_path: Path) -> None:
     _, module = fit(
         tmp_path, [ema, StopAtImages(num_images=12), Checkpoints(every_num_images=4, monitor=None)]
     )
-    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["ema"]
+    saved = read_checkpoint(tmp_path / "checkpoints/last")["ema"]
     assert saved.keys() == {"network"}
     torch.testing.assert_close(saved["network"]["1.running_mean"], module.network[1].running_mean)
 

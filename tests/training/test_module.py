@@ -16,6 +16,7 @@ from ldm.sampling.guidance import Unguided
 from ldm.sampling.samplers import Euler
 from ldm.text.labels import ClassLabels
 from ldm.training.diffusion_module import DiffusionModule
+from ldm.training.module import refuse_other_shapes
 from ldm.training.optim import AdamW, ConstantRate
 
 
@@ -83,3 +84,10 @@ def test_other_classes_than_the_network_knows_are_refused():
         task(num_classes=4)
     with pytest.raises(ValueError, match="the text encoder tells none"):
         task(text_encoder=nn.Identity())
+
+
+def test_weights_of_another_size_are_refused_by_name():
+    small, large = nn.Linear(2, 3), nn.Linear(2, 4)
+    refuse_other_shapes(small, small.state_dict())
+    with pytest.raises(ValueError, match=r"weight is \(4, 2\) there and \(3, 2\) here; bias is"):
+        refuse_other_shapes(small, large.state_dict())

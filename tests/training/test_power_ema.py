@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ldm.training.callbacks import StopAtImages
+from ldm.training.checkpoint import read_checkpoint
 from ldm.training.post_hoc import (
     Profile,
     coefficients,
@@ -112,11 +113,8 @@ def test_both_averages_and_their_snapshots_survive_a_restart(tmp_path: Path) -> 
 
     fit(tmp_path / "whole", parts(48))
     fit(tmp_path / "parts", parts(20))
-    fit(tmp_path / "parts", parts(48), resume=tmp_path / "parts/checkpoints/last.ckpt")
-    whole, in_parts = (
-        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
-        for name in ("whole", "parts")
-    )
+    fit(tmp_path / "parts", parts(48), resume=tmp_path / "parts/checkpoints/last")
+    whole, in_parts = (read_checkpoint(tmp_path / name / "checkpoints/last") for name in ("whole", "parts"))
     for entry in ("ema", "other_averages"):
         torch.testing.assert_close(in_parts[entry], whole[entry], rtol=0, atol=0)
     assert whole["ema"]["network"].keys() == TinyModule().network.state_dict().keys()

@@ -1,0 +1,160 @@
+"""What our own loader costs as data grow, age and go bad."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+START = """
+import sys, time
+from pathlib import Path
+import torch
+from ldm.data.blend import order_of
+from ldm.data.pipeline import ShardDataset, endless
+def anonymous():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
+before, begun = anonymous(), time.perf_counter()
+data = ShardDataset(shards=sys.argv[1], image_size=32)
+opened = time.perf_counter()
+order = order_of(data, num=len(data), global_batch=64)
+next(iter(endless(data, lambda: order, num_workers=0)))
+print(len(data), opened - begun, time.perf_counter() - begun, anonymous() - before)
+"""
+
+
+def growth(folder: Path, nums: list[int]) -> list[dict[str, Any]]:
+    """Shards of ten tiny samples: what an index costs by the shard, and a start."""
+    from ldm.data.shard_index import write_index
+    from ldm.data.shards import ShardWriter, find_shards
+
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(out, "JPEG")
+    rows = []
+    for num in nums:
+        where = folder / f"growth{num}"
+        with ShardWriter(where, samples_per_shard=10) as writer:
+            for i in range(10 * num):
+                writer.write(out.getvalue(), "jpg", f"caption {i}", {"number": i})
+        shards = find_shards(where)
+        begun = time.process_time()
+        for shard in shards[:100]:
+            write_index(shard)
+        each = (time.process_time() - begun) / min(num, 100)
+        runs = []
+        for _ in range(4):  # the first also makes what is missing
+            said = subprocess.run(
+                [sys.executable, "-c", START, str(where)], capture_output=True, text=True, check=True
+            )
+            runs.append([float(x) for x in said.stdout.split()])
+        samples, opened, first, memory = (statistics.median(column) for column in zip(*runs[1:], strict=True))
+        rows.append(
+            {
+                "shards": num,
+                "samples": int(samples),
+                "index a shard, ms": 1e3 * each,
+                "open, s": opened,
+                "first batch, s": first,
+                "memory, MB": memory / 1e3,
+            }
+        )
+    return rows
+
+
+def bad(folder: Path, turns: int) -> dict[str, Any]:
+    """Reading shards of which every hundredth picture is cut off in the middle, against the sound ones."""
+    from ldm.data.bad_samples import BadSamples, Ledger
+    from ldm.data.blend import order_of
+    from ldm.data.index import build_index
+    from ldm.data.pipeline import ShardDataset, endless
+    from ldm.data.shards import ShardWriter, find_shards
+
+    index = build_index(find_shards(folder / "256" / "shards"))
+    with ShardWriter(folder / "bad", samples_per_shard=1_000) as writer:
+        for i in range(len(index)):
+            picture = index.read(i, "picture")
+            writer.write(picture[: len(picture) // 2] if i % 100 == 7 else picture, "jpg", f"{i}", {})
+    readers = {}
+    for name in ("256/shards", "bad"):
+        data = ShardDataset(shards=str(folder / name), image_size=128)
+        order = order_of(data, num=len(data), global_batch=64)
+        ledger = Ledger(BadSamples(stop_above=1.0))
+        readers[name] = iter(endless(data, lambda order=order: order, num_workers=0, ledger=ledger))
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(3 * turns):
+        for name, batches in readers.items():
+            begun = time.process_time()
+            for _ in itertools.islice(batches, 8):
+                pass
+            seconds[name].append(time.process_time() - begun)
+    sound, damaged = (statistics.median(values) for values in seconds.values())
+    return {"reader": "ldm", "sound, s": sound, "1 % bad, s": damaged, "cost, %": 100 * (damaged / sound - 1)}
+
+
+def memory(folder: Path) -> list[dict[str, Any]]:
+    """The process's own memory (RssAnon), every 20,000 of 100,000 samples."""
+    from ldm.data.blend import order_of
+    from ldm.data.pipeline import ShardDataset, endless
+
+    data = ShardDataset(shards=str(folder / "256" / "shards"), image_size=128)
+    order = order_of(data, num=len(data), global_batch=64)
+    rows = []
+    for step, _ in enumerate(endless(data, lambda: order, num_workers=0)):
+        if step * 64 // 20_000 >= len(rows):
+            with open("/proc/self/status") as status:
+                anonymous = next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+            rows.append({"samples": step * 64, "RssAnon, MB": anonymous / 1e3})
+        if step * 64 >= 100_000:
+            return rows
+    raise AssertionError("training data never end")
+
+
+class _Means(torch.nn.Module):
+    """A codec that costs nothing: what is measured is the cache."""
+
+    channels, downsample, content_hash = 4, 2, "benchmark"
+
+    def moments(self, images: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.avg_pool2d(images, 2)
+        return torch.cat([small, small[:, :1], small, small[:, :1]], dim=1)
+
+
+def cached(folder: Path) -> list[dict[str, Any]]:
+    """Latents in the exact order, with captions and keys; and bare rows of one mapped array, the limit."""
+    from ldm.data.blend import order_of
+    from ldm.data.latent_dataset import LatentDataset
+    from ldm.data.latents import encode
+    from ldm.data.pipeline import ShardDataset
+
+    data = ShardDataset(shards=str(folder / "256" / "shards"), image_size=32)
+    encode(_Means(), data, folder / "latents", batch_size=64)
+    latents = LatentDataset(folder / "latents", data, codec_hash="benchmark")
+    order = order_of(data, num=len(data), global_batch=256)
+    batches = iter(latents.endless(order))
+    rows = np.lib.format.open_memmap(
+        folder / "rows.npy", mode="w+", dtype=np.float16, shape=(len(data), 8, 16, 16)
+    )
+    requests = iter(order)
+    seconds: dict[str, list[float]] = {"ldm": [], "one array, mapped": []}
+    for _ in range(15):
+        begun = time.process_time()
+        for _ in itertools.islice(batches, 8):
+            pass
+        middle = time.process_time()
+        for _ in range(8):
+            torch.from_numpy(rows[[request.sample for request in next(requests)]])
+        seconds["ldm"].append(middle - begun)
+        seconds["one array, mapped"].append(time.process_time() - middle)
+    return [
+        {"reader": name, "samples/s": round(8 * 256 / statistics.median(values))}
+        for name, values in seconds.items()
+    ]
