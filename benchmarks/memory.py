@@ -3,8 +3,8 @@
     python benchmarks/memory.py experiment=shapes_dit num_images=192
 
 Measured is the peak of resident memory (VmHWM of /proc/self/status) less what was resident before the network was
-built. malloc is told to give large blocks back at once (MALLOC_MMAP_THRESHOLD_), for resident memory to be memory in use:
-without, glibc keeps up to half as much again for later.
+built. malloc is told to give large blocks back at once (MALLOC_MMAP_THRESHOLD_), for resident memory to be memory
+in use: without, glibc keeps up to half as much again for later.
 """
 
 from __future__ import annotations

@@ -86,15 +86,18 @@ def devices(config: DictConfig) -> Iterator[Finding]:
             devices=trainer.devices,
             num_nodes=trainer.get("num_nodes", 1),
             batch_size=config.data.batch_size,
+            pieces=trainer.get("accumulate_grad_batches", 1),
         )
         precision = choose_precision(trainer.precision, accelerator=trainer.accelerator)
     except ValueError as error:
         message, _, remedy = str(error).rpartition(": ")
         yield Finding(level=FAIL, what="devices", found=message or str(error), remedy=remedy)
         return
-    each = config.data.batch_size // processes
+    each = config.data.batch_size // processes // trainer.get("accumulate_grad_batches", 1)
     yield Finding(
-        level=OK, what="devices", found=f"{found}; {processes} processes, {each} pictures each, {precision}"
+        level=OK,
+        what="devices",
+        found=f"{found}; {processes} processes, {each} pictures each at a time, {precision}",
     )
     kernels = [target for target in targets(config) if target in GPU_ONLY]
     if kernels and not number:

@@ -73,16 +73,18 @@ def reckoned(config: DictConfig, *, hardware: Hardware, mfu: float, num_pictures
             f"trainer.precision={config.trainer.precision} cannot be planned; known are {', '.join(PRECISIONS)}"
         )
     nodes, devices = int(config.trainer.get("num_nodes", 1)), device_count(config.trainer.devices)
-    processes, batch = nodes * devices, int(config.data.batch_size)
+    processes, pieces = nodes * devices, int(config.trainer.get("accumulate_grad_batches", 1))
+    whole = int(config.data.batch_size)  # of a step
     subject, notes = blueprint(config, configs=compose.CONFIGS)
     optimizer = built(config.optimizer)
     state = state_of(subject, optimizer=optimizer, precision=precision, averages=averages(config))
     refusal = ""
-    if batch % processes:
+    if whole % (parts := processes * pieces):
         refusal = (
-            f"data.batch_size={batch} cannot be shared equally by {processes} processes ({devices} devices on {nodes} "
-            f"nodes): use {batch - batch % processes or processes} or {batch + processes - batch % processes}"
+            f"data.batch_size={whole} cannot be shared equally by {processes} processes ({devices} devices on {nodes} "
+            f"nodes) in {pieces} pieces each: use {whole - whole % parts or parts} or {whole + parts - whole % parts}"
         )
+    batch = max(processes, whole // pieces)  # at a time
     per_device = max(1, batch // processes)
 
     on: dict[str, Any] = {"gpu": hardware.gpu, "precision": precision}
@@ -109,7 +111,7 @@ def reckoned(config: DictConfig, *, hardware: Hardware, mfu: float, num_pictures
     mine = columns["sharded" if sharing.sharded and processes > 1 else "whole", chosen]
     largest = largest_batch(memory(one).total, mine.total, per_device, hardware.usable)
     if not refusal and mine.total > hardware.usable:
-        ways = ["a larger trainer.accumulate_grad_batches with a smaller data.batch_size"]
+        ways = ["a larger trainer.accumulate_grad_batches"]
         ways += [] if chosen else ["task.execution.checkpoint_blocks=true"]
         ways += ["trainer=fsdp"] if processes > 1 and not sharing.sharded else []
         fits = f"; {largest} a device would" if largest else "; not even one picture would"
@@ -132,7 +134,7 @@ def reckoned(config: DictConfig, *, hardware: Hardware, mfu: float, num_pictures
         sharing=sharing,
         nodes=nodes,
         batch=batch,
-        accumulated=int(config.trainer.get("accumulate_grad_batches", 1)),
+        accumulated=pieces,
         num_images=int(config.num_images),
         disk=disk_of(config, subject, state, num_pictures=num_pictures),
         notes=notes,

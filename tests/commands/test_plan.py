@@ -73,7 +73,11 @@ def test_published_operations_of_dit() -> None:
     ("overrides", "code", "parts"),
     [
         (["experiment=sdxl_base", "hardware=rtx4090"], 1, ["do not fit", "RTX 4090", "not even one"]),
-        (["experiment=sd15", "trainer.devices=7"], 1, ["data.batch_size=512", "7 processes", "511 or 518"]),
+        (
+            ["experiment=sd15", "trainer.devices=7"],
+            1,
+            ["data.batch_size=2048", "7 processes", "2044 or 2072"],
+        ),
         (["experiment=sd15", "network.dpeth=3"], 2, ["network.dpeth"]),
         (["experiment=sd15", "network.in_channels=5"], 1, ["5"]),
         (["experiment=sd15", "mfu=35"], 1, ["mfu=35"]),
