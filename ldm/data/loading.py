@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.bad_samples import Ledger
 from ldm.data.index import Skipped
+from ldm.data.memory import Memory
 from ldm.data.order import Request
 from ldm.data.sample import Item, Stacked, stack
 from ldm.interfaces import Batch
@@ -37,18 +38,21 @@ class _Batches(Dataset[_Read]):
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
+        self.memory = Memory()
 
     def __getitem__(self, requests: Sequence[Request]) -> _Read:
-        items: list[Item] = []
         replaced: list[Skipped] = []
         try:
-            for request in requests:
-                item, bad = self.samples.read(request)
-                items.append(item)
-                replaced += bad
+            items = self._items(requests, replaced)
+            return _Read(stack(items, len(requests), memory=self.memory), replaced, None)
         except (ValueError, OSError) as error:
             return _Read(None, replaced, error)
-        return _Read(stack(items), replaced, None)
+
+    def _items(self, requests: Sequence[Request], replaced: list[Skipped]) -> Iterator[Item]:
+        for request in requests:
+            item, bad = self.samples.read(request)
+            replaced += bad
+            yield item
 
 
 class Reader:

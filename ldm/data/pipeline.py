@@ -21,6 +21,7 @@ from ldm.data.captions import AS_WRITTEN, CaptionRecipe, texts_of
 from ldm.data.decode import UnreadablePicture
 from ldm.data.index import Skipped, build_index, joined, report
 from ldm.data.loading import BatchLoader, Reader
+from ldm.data.memory import Memory
 from ldm.data.order import Order, Request
 from ldm.data.sample import Item, MissingCaption, Preparation
 from ldm.data.shards import find_shards
@@ -187,8 +188,9 @@ def endless(
     def batches() -> Iterator[Batch]:
         requests = order()
         reader = Reader(dataset, requests, ledger=ledger or Ledger(), num_workers=num_workers)
+        memory = Memory()
         for stacked in reader:
-            yield stacked.batch(slots=requests.slots, num_slots=requests.global_batch)
+            yield stacked.batch(slots=requests.slots, num_slots=requests.global_batch, memory=memory)
 
     return BatchLoader(batches, epoch=lambda: order().num_batches)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ldm.data.captions import AS_WRITTEN, CaptionRecipe, as_fields, chance, number_of, texts_of
 from ldm.data.decode import colour
+from ldm.data.memory import Memory
 from ldm.data.pixels import decode_pixels
 from ldm.data.transforms import Cut, Size, fit, mirror, to_bytes, to_floats
 from ldm.interfaces import Batch
@@ -171,11 +173,15 @@ class Stacked(NamedTuple):
         """With the pictures there, still as bytes."""
         return self._replace(images=self.images.to(device))
 
-    def batch(self, *, slots: range, num_slots: int) -> Batch:
-        """As floats, with the samples' places in the step's global batch."""
+    def batch(self, *, slots: range, num_slots: int, memory: Memory | None = None) -> Batch:
+        """As floats, with the samples' places in the step's global batch; in ``memory``, where it is given."""
+        out = None
+        if memory is not None:
+            num, colours, height, width = self.images.shape
+            out = memory.empty(num, height, width, colours, dtype=torch.float32).permute(0, 3, 1, 2)
         return Batch(
             captions=self.captions,
-            images=to_floats(self.images),
+            images=to_floats(self.images, out=out),
             moments=None,
             sizes=self.sizes,
             keys=self.keys,
@@ -185,12 +191,22 @@ class Stacked(NamedTuple):
         )
 
 
-def stack(items: Sequence[Item]) -> Stacked:
-    """Collate, without changing a value."""
-    images, captions, sizes, keys, visits = zip(*items, strict=True)
-    told = torch.tensor(sizes, dtype=torch.float32)
+def stack(items: Iterable[Item], num: int, *, memory: Memory) -> Stacked:
+    """Collate ``num`` items of one size, without changing a value.
+
+    Each is copied as it comes, while it is in the cache and before the next is made in the same place.
+    """
+    rest = iter(items)
+    first = next(rest)
+    colours, height, width = first.image.shape
     # Rows, columns, colours in memory, as decoded: copied in one piece, and never put in another order.
-    pixels = torch.stack([image.permute(1, 2, 0) for image in images]).permute(
-        0, 3, 1, 2
-    )  # (B, 3, height, width)
-    return Stacked(pixels, list(captions), told, list(keys), list(visits))
+    pixels = memory.empty(num, height, width, colours, dtype=torch.uint8).permute(0, 3, 1, 2)
+    captions, sizes, keys, visits = [], [], [], []
+    for row, item in zip(pixels, chain([first], rest), strict=True):
+        assert item.image.shape == row.shape, (item.key, item.image.shape, row.shape)
+        row.copy_(item.image)
+        captions.append(item.caption)
+        sizes.append(item.sizes)
+        keys.append(item.key)
+        visits.append(item.visit)
+    return Stacked(pixels, captions, torch.tensor(sizes, dtype=torch.float32), keys, visits)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.scan import Scan, scan, tar_hash
+from ldm.data.scan import PARTS, Scan, scan, tar_hash
 from ldm.data.shards import index_path
 
 MAGIC = b"LDM.IDX2"
@@ -71,6 +71,8 @@ class ShardIndex:
         self.offsets = self.column("offsets")  # (N, 3)
         self.sizes = self.column("sizes")  # (N, 3)
         self._key_ends = self.column("key_ends")  # (N,)
+        # Memory views: an element of an array would be an object of numpy's, several times slower to make.
+        self._offsets, self._sizes, self._ends = self.offsets.data, self.sizes.data, self._key_ends.data
         self._keys = self.column("keys")  # (bytes,)
 
     def column(self, name: str) -> np.ndarray:
@@ -84,8 +86,11 @@ class ShardIndex:
         return np.asarray(self._bytes[at : at + num]).view(dtype).reshape(shape)
 
     def key(self, row: int) -> str:
-        begin = int(self._key_ends[row - 1]) if row else 0
-        return self._keys[begin : int(self._key_ends[row])].tobytes().decode()
+        return str(self._keys.data[self._ends[row - 1] if row else 0 : self._ends[row]], "utf-8")
+
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """Where each of a sample's ``PARTS`` begins, and its size; -1 where there is none."""
+        return [(self._offsets[row, part], self._sizes[row, part]) for part in range(len(PARTS))]
 
     def find(self, key: str) -> int:
         """The row of a key; -1 where there is none."""

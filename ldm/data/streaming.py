@@ -27,7 +27,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from ldm.data.decode import UnreadablePicture
 from ldm.data.index import PICTURES
 from ldm.data.loading import BatchLoader
-from ldm.data.sample import Item, MissingCaption, Preparation, stack
+from ldm.data.memory import Memory
+from ldm.data.sample import Item, MissingCaption, Preparation, Stacked, stack
 from ldm.data.shards import find_shards
 from ldm.interfaces import Batch
 from ldm.randomness import address
@@ -77,7 +78,7 @@ def streaming(
         partial(group_by_keys, handler=_pass_over),
         webdataset.shuffle(shuffle_buffer, initial=min(100, shuffle_buffer), rng=random.Random(seed)),
         _Prepare(preparation),
-        webdataset.batched(share, collation_fn=stack, partial=False),
+        webdataset.batched(share, collation_fn=_stacked, partial=False),
     )
 
     def batches() -> Iterator[Batch]:
@@ -85,6 +86,10 @@ def streaming(
             yield stacked.batch(slots=slots, num_slots=batch_size)
 
     return BatchLoader(batches)
+
+
+def _stacked(items: list[Item]) -> Stacked:
+    return stack(items, len(items), memory=Memory())
 
 
 @dataclass(frozen=True)
