@@ -167,7 +167,10 @@ def texts_of(txt: bytes | None, meta: bytes | None) -> dict[str, list[str]]:
 
     What is not UTF-8 becomes replacement signs, texts that are empty count as none, and so does a damaged json.
     """
-    found = {} if txt is None else {"txt": [txt.decode("utf-8-sig", "replace")]}
+    found = {} if txt is None else {"txt": [txt.decode("utf-8", "replace").removeprefix("\ufeff")]}
+    if meta is None:  # most samples by far
+        text = found["txt"][0].strip() if found else ""
+        return {"txt": [text]} if text else {}
     for name, value in _json_fields(meta):
         texts = [value] if isinstance(value, str) else value
         if isinstance(texts, list) and all(isinstance(text, str) for text in texts):

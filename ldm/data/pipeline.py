@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -137,7 +138,7 @@ class ShardDataset(Dataset[Item]):
         # Also what takes a bad sample's place comes out in the size that the batch has.
         size = self.assignment.sizes[self.assignment.bucket[index]]
         bad: list[Skipped] = []
-        for i in self._candidates(index):
+        for i in chain((index,), self._others(index)):
             key, (picture, txt, meta) = self.index.members(i)
             assert picture is not None  # else it would not be in the index
             try:
@@ -157,9 +158,8 @@ class ShardDataset(Dataset[Item]):
             return self.preparation
         return self.preparations[int(np.searchsorted(self.source_ends, i, side="right"))]
 
-    def _candidates(self, index: int) -> Iterator[int]:
-        """The sample, and what may stand for it: of its shard, which is read anyway, and then of its source."""
-        yield index
+    def _others(self, index: int) -> Iterator[int]:
+        """What may stand for a bad sample: of its shard, which is read anyway, and then of its source."""
         source = int(np.searchsorted(self.source_ends, index, side="right"))
         all_of_source = range(
             int(self.source_ends[source - 1]) if source else 0, int(self.source_ends[source])
