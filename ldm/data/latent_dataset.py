@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ldm.data.buckets import Assignment
 from ldm.data.cache import CacheFile
 from ldm.data.latents import contract_for, latent_parts
 from ldm.data.loading import BatchLoader
+from ldm.data.memory import Memory
 from ldm.data.order import Order
 from ldm.data.parts import Part, missing
 from ldm.data.pipeline import ShardDataset, pieces_of
@@ -56,44 +58,48 @@ class LatentDataset:
             pictures.preparation_of(part.samples.start) for part in self.parts
         ]  # of each part
         self._ends = np.array([part.samples.stop for part in self.parts])  # (number of parts,)
+        self._starts = np.array([part.samples.start for part in self.parts])
         self._open: OrderedDict[int, _OpenPart] = OrderedDict()
+        self._memory = Memory()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def batch(self, indices: Sequence[int], visits: Sequence[int], *, slots: range, num_slots: int) -> Batch:
         """The samples at ``indices`` (B,), all of one size, at their ``visits`` (B,), with a caption drawn for each."""
-        numbers = np.searchsorted(self._ends, np.asarray(indices), side="right").tolist()
-        parts = [self._part(number) for number in numbers]
-        rows = [i - self.parts[number].samples.start for i, number in zip(indices, numbers, strict=True)]
-        height, width = parts[0].sizes[rows[0], 4:].tolist()
-        moments = np.empty(
-            (len(rows), *parts[0].moments[height, width].shape[1:]), np.float16
-        )  # (B, 2C, H, W)
+        numbers = np.searchsorted(self._ends, indices, side="right")  # (B,) of each one's part
+        rows = np.asarray(indices) - self._starts[numbers]
+        height, width = self._part(int(numbers[0])).sizes[rows[0], 4:].tolist()
+        moments: Tensor | None = None
         sizes = np.empty((len(rows), 6), np.float32)
-        keys, captions, said = [], [], []
-        for b, (number, part, row, visit) in enumerate(zip(numbers, parts, rows, visits, strict=True)):
-            moments[b] = part.moments[height, width][part.row[row]]
-            sizes[b] = part.sizes[row]
-            preparation, source = self.preparations[number], part.source[row]
+        sources = np.empty(len(rows), np.int64)
+        for number in np.unique(numbers).tolist():
+            part, here = self._part(number), np.flatnonzero(numbers == number)
+            found = part.moments[height, width]
+            if moments is None:
+                moments = self._memory.empty(len(rows), *found.shape[1:], dtype=torch.float16)  # (B, 2C, H, W)
+            moments.numpy()[here] = found[part.row[rows[here]]]
+            sizes[here] = part.sizes[rows[here]]
+            sources[here] = part.source[rows[here]]
+        keys, captions, places = [], [], []
+        for number, source, visit in zip(numbers.tolist(), sources.tolist(), visits, strict=True):
+            part, preparation = self._part(number), self.preparations[number]
             recipe, fields, seed = preparation.captions, preparation.fields, preparation.seed
-            key, (texts, counts) = part.keys[source], part.said(source, fields)
+            key, (texts, counts) = part.keys[source], part.said(source)
             place = recipe.place(counts, fields, seed=seed, key=key, visit=visit)
             captions.append(recipe.caption(texts, place, seed=seed, key=key, visit=visit))
             keys.append(key)
-            said.append((source, place))
+            places.append(place)
         return Batch(
             captions=captions,
             images=None,
-            moments=torch.from_numpy(moments),
+            moments=moments,
             keys=keys,
             visits=list(visits),
             slots=slots,
             num_slots=num_slots,
             sizes=torch.from_numpy(sizes),
-            text=None
-            if self.text is None
-            else self.text.batch([(number, *place) for number, place in zip(numbers, said, strict=True)]),
+            text=None if self.text is None else self.text.batch(numbers, sources, np.array(places)),
         )
 
     def endless(self, order: Order) -> Iterator[Batch]:
@@ -119,7 +125,9 @@ class LatentDataset:
     def _part(self, number: int) -> _OpenPart:
         found = self._open.get(number)
         if found is None:
-            found = self._open[number] = _OpenPart(self.parts[number], self.folder)
+            found = self._open[number] = _OpenPart(
+                self.parts[number], self.folder, self.preparations[number].fields
+            )
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
         return found
@@ -128,14 +136,9 @@ class LatentDataset:
 class _OpenPart:
     """The columns of one file, mapped."""
 
-    def __init__(self, part: Part, folder: Path) -> None:
+    def __init__(self, part: Part, folder: Path, fields: Iterable[str]) -> None:
         columns = CacheFile(part.file(folder)).arrays
-        # Memory views: an element of an array would be an object of numpy's, several times slower to make.
-        self.row, self.source, self.sizes = (
-            columns["row"].data,
-            columns["source"].data,
-            columns["sizes"],
-        )
+        self.row, self.source, self.sizes = columns["row"], columns["source"], columns["sizes"]
         named = {
             name.removeprefix("moments/"): x for name, x in columns.items() if name.startswith("moments/")
         }
@@ -143,16 +146,19 @@ class _OpenPart:
             tuple(map(int, name.split("x"))): x for name, x in named.items()
         }  # (height, width) -> (n', 2C, H, W)
         self.keys, self.texts = Strings(columns, "keys"), Strings(columns, "texts")
-        self._fields = {name: number for number, name in enumerate(Strings(columns, "fields"))}
+        known = {name: number for number, name in enumerate(Strings(columns, "fields"))}
+        self._wanted = [known.get(name, -1) for name in fields]
+        # Memory views: an element of an array would be an object of numpy's, several times slower to make.
         self._ends, self._field = columns["said_ends"].data, columns["text_field"].data
 
-    def said(self, row: int, fields: Iterable[str]) -> tuple[list[str], list[int]]:
+    def said(self, row: int) -> tuple[list[str], list[int]]:
         """A sample's texts in the fields, and how many there are in each."""
         begin, end = self._ends[row - 1] if row else 0, self._ends[row]
+        if end == begin + 1 and self._wanted == [self._field[begin]]:  # one text, and that is wanted
+            return [self.texts[begin]], [1]
         texts: list[str] = []
         counts = []
-        for name in fields:
-            number = self._fields.get(name, -1)
+        for number in self._wanted:
             here = [self.texts[j] for j in range(begin, end) if self._field[j] == number]
             texts += here
             counts.append(len(here))

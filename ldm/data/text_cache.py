@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from ldm.data.cache import Blank, CacheFile, written
+from ldm.data.memory import Memory
 from ldm.data.parts import Part, missing, parts_of
 from ldm.data.pipeline import ShardDataset
 from ldm.data.progress import progress
@@ -176,19 +177,21 @@ class TextCache:
             )
         self.null = _conditioning(CacheFile(self.folder / NULL).arrays, [0])
         self._open: OrderedDict[int, _OpenPart] = OrderedDict()
+        self._memory = Memory()
 
-    def batch(self, places: Sequence[tuple[int, int, int]]) -> EncodedText:
-        """(number of the part, sample in it, place of its caption in ``CaptionRecipe.every``), B -> embeddings."""
-        tokens = np.empty((len(places), *self.null.tokens.shape[1:]), np.float16)  # (B, L, D)
-        mask = np.empty((len(places), *self.null.mask.shape[1:]), np.bool_)  # (B, L)
-        pooled = np.empty((len(places), *self.null.pooled.shape[1:]), np.float16)  # (B, P)
-        for b, (number, row, place) in enumerate(places):
-            part = self._part(number)
-            caption = part.captions[(part.ends[row - 1] if row else 0) + place]
-            tokens[b], mask[b], pooled[b] = part.tokens[caption], part.mask[caption], part.pooled[caption]
-        captions = Conditioning(
-            tokens=torch.from_numpy(tokens), mask=torch.from_numpy(mask), pooled=torch.from_numpy(pooled)
-        )
+    def batch(self, numbers: np.ndarray, rows: np.ndarray, places: np.ndarray) -> EncodedText:
+        """Embeddings of captions by their part, the sample in it, and the place in ``CaptionRecipe.every``, each (B,)."""
+        tokens = self._memory.empty(len(rows), *self.null.tokens.shape[1:], dtype=torch.float16)  # (B, L, D)
+        filled = tokens.numpy()
+        mask = np.empty((len(rows), *self.null.mask.shape[1:]), np.bool_)  # (B, L)
+        pooled = np.empty((len(rows), *self.null.pooled.shape[1:]), np.float16)  # (B, P)
+        for number in np.unique(numbers).tolist():
+            part, here = self._part(number), np.flatnonzero(numbers == number)
+            found = part.captions[part.begins[rows[here]] + places[here]]
+            mask[here], pooled[here] = part.mask[found], part.pooled[found]
+            for b, caption in zip(here.tolist(), found.tolist(), strict=True):
+                filled[b] = part.tokens[caption]  # long rows: copied once
+        captions = Conditioning(tokens=tokens, mask=torch.from_numpy(mask), pooled=torch.from_numpy(pooled))
         return EncodedText(captions=captions, null=self.null)
 
     def _part(self, number: int) -> _OpenPart:
@@ -205,7 +208,8 @@ class _OpenPart:
 
     def __init__(self, columns: dict[str, np.ndarray]) -> None:
         self.tokens, self.mask, self.pooled = columns["tokens"], columns["mask"], columns["pooled"]
-        self.captions, self.ends = columns["captions"].data, columns["captions_ends"].data
+        ends = columns["captions_ends"]
+        self.captions, self.begins = columns["captions"], np.concatenate([[0], ends[:-1]])
 
 
 def _conditioning(arrays: dict[str, np.ndarray], rows: list[int]) -> Conditioning:
