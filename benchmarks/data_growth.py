@@ -135,7 +135,9 @@ class _Words:
     """A text encoder that costs nothing, of the usual size."""
 
     width, pooled_width, length, content_hash = 256, 256, 77, "benchmark"
-    contract = {"encoder": "benchmark"}
+
+    def __init__(self) -> None:
+        self.contract = {"encoder": "benchmark"}
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         tokens = torch.arange(77 * 256).remainder(101).view(1, 77, 256).expand(len(captions), -1, -1) / 101
@@ -171,9 +173,9 @@ def cached(folder: Path) -> list[dict[str, Any]]:
     readers = {
         "ldm": LatentDataset(folder / "latents", data, codec_hash="benchmark").endless(order),
         "one array, mapped": bare(rows),
-        "ldm with text": LatentDataset(
-            folder / "latents", data, codec_hash="benchmark", text=text
-        ).endless(order),
+        "ldm with text": LatentDataset(folder / "latents", data, codec_hash="benchmark", text=text).endless(
+            order
+        ),
         "two arrays, mapped": bare(rows, tokens),
     }
     seconds: dict[str, list[float]] = {name: [] for name in readers}

@@ -73,23 +73,24 @@ class LatentDataset:
         moments: Tensor | None = None
         sizes = np.empty((len(rows), 6), np.float32)
         sources = np.empty(len(rows), np.int64)
+        keys, captions, places = [""] * len(rows), [""] * len(rows), [0] * len(rows)
         for number in np.unique(numbers).tolist():
             part, here = self._part(number), np.flatnonzero(numbers == number)
             found = part.moments[height, width]
             if moments is None:
-                moments = self._memory.empty(len(rows), *found.shape[1:], dtype=torch.float16)  # (B, 2C, H, W)
+                moments = self._memory.empty(
+                    len(rows), *found.shape[1:], dtype=torch.float16
+                )  # (B, 2C, H, W)
             moments.numpy()[here] = found[part.row[rows[here]]]
             sizes[here] = part.sizes[rows[here]]
             sources[here] = part.source[rows[here]]
-        keys, captions, places = [], [], []
-        for number, source, visit in zip(numbers.tolist(), sources.tolist(), visits, strict=True):
-            part, preparation = self._part(number), self.preparations[number]
+            preparation = self.preparations[number]
             recipe, fields, seed = preparation.captions, preparation.fields, preparation.seed
-            key, (texts, counts) = part.keys[source], part.said(source)
-            place = recipe.place(counts, fields, seed=seed, key=key, visit=visit)
-            captions.append(recipe.caption(texts, place, seed=seed, key=key, visit=visit))
-            keys.append(key)
-            places.append(place)
+            for b, source in zip(here.tolist(), sources[here].tolist(), strict=True):
+                key, (texts, counts), visit = part.keys[source], part.said(source), visits[b]
+                place = recipe.place(counts, fields, seed=seed, key=key, visit=visit)
+                captions[b] = recipe.caption(texts, place, seed=seed, key=key, visit=visit)
+                keys[b], places[b] = key, place
         return Batch(
             captions=captions,
             images=None,

@@ -53,7 +53,10 @@ def scan(path: Path) -> Scan:
     """
     state = path.stat()
     if state.st_size == 0:
-        return _columns(state, hashlib.sha256().hexdigest(), b"", {}, [("", "the shard is an empty file")])
+        nothing = memoryview(b"")
+        return _columns(
+            state, hashlib.sha256().hexdigest(), nothing, {}, [("", "the shard is an empty file")]
+        )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
         found, damage = members(path, tar)
         samples, problems = samples_of(found)
@@ -62,7 +65,8 @@ def scan(path: Path) -> Scan:
         digest = hashlib.sha256()
         for at in range(0, len(tar), 1 << 20):
             digest.update(tar[at : at + (1 << 20)])
-        return _columns(state, digest.hexdigest(), tar, samples, problems)
+        with memoryview(tar) as view:  # slices of it are no copies
+            return _columns(state, digest.hexdigest(), view, samples, problems)
 
 
 def tar_hash(path: Path) -> str:
@@ -119,7 +123,7 @@ def samples_of(found: list[Member]) -> tuple[dict[str, _Spans], list[tuple[str, 
 def _columns(
     state: os.stat_result,
     sha256: str,
-    tar: mmap.mmap | bytes,
+    tar: memoryview,
     samples: dict[str, _Spans],
     problems: list[tuple[str, str]],
 ) -> Scan:
@@ -142,10 +146,10 @@ def _columns(
             kind[row], shape[row] = FORMATS.index(header.format), header[1:]
         if "txt" in sample:
             at, size = sample["txt"]
-            length[row] = len(tar[at : at + size].decode("utf-8-sig", "replace").strip())
+            length[row] = len(str(tar[at : at + size], "utf-8", "replace").removeprefix("\ufeff").strip())
         if "json" in sample:
             at, size = sample["json"]
-            fields.add(row, tar[at : at + size])
+            fields.add(row, bytes(tar[at : at + size]))
     values, codes, dropped = fields.texts()
     columns: dict[str, np.ndarray] = {
         "offsets": offsets,
@@ -191,13 +195,17 @@ class _Fields:
                 self._put(row, name, value)
 
     def _put(self, row: int, name: str, value: Any) -> None:
-        said = value if isinstance(value, list) else [value]
-        if said and all(isinstance(text, str) for text in said):
+        longest = -1
+        if isinstance(value, str):
+            longest = len(value.strip())
+        elif isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+            longest = max(len(text.strip()) for text in value)
+        if longest >= 0:
             if name not in self.lengths and len(self.lengths) < _MOST_FIELDS:
                 self.lengths[name] = np.full(self.num, -1, np.int32)
             if name in self.lengths:
-                self.lengths[name][row] = max(len(text.strip()) for text in said)
-        if isinstance(value, bool | int | float):
+                self.lengths[name][row] = longest
+        if isinstance(value, (bool, int, float)):  # as a union it takes four times as long
             column = self.numbers.get(name)
             if column is None:
                 if len(self.numbers) == _MOST_FIELDS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import tarfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def members(path: Path, tar: mmap.mmap | bytes) -> tuple[list[Member], str]:
     length, at = len(tar), 0
     while at + _BLOCK <= length:
         header = tar[at : at + _BLOCK]
-        checksum = sum(header) - sum(header[148:156]) + 8 * 32
+        checksum = _sum(header[:148]) + _sum(header[156:334]) + _sum(header[334:]) + 8 * 32
         if header[148:156] != _CHECKED % checksum:
             if header.count(0) == _BLOCK:
                 return found, "" if at + 2 * _BLOCK <= length else "the tar is cut in its end mark"
@@ -79,6 +80,11 @@ def _name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
+
+
+def _sum(data: bytes) -> int:
+    """Of at most 256 bytes: Adler's checksum counts them (RFC 1950), and only wraps around at 65,521."""
+    return (zlib.adler32(data) & 0xFFFF) - 1
 
 
 def _number(digits: bytes) -> int:

@@ -180,7 +180,7 @@ class TextCache:
         self._memory = Memory()
 
     def batch(self, numbers: np.ndarray, rows: np.ndarray, places: np.ndarray) -> EncodedText:
-        """Embeddings of captions by their part, the sample in it, and the place in ``CaptionRecipe.every``, each (B,)."""
+        """Embeddings of captions by part, sample in it, and place in ``CaptionRecipe.every``, each (B,)."""
         tokens = self._memory.empty(len(rows), *self.null.tokens.shape[1:], dtype=torch.float16)  # (B, L, D)
         filled = tokens.numpy()
         mask = np.empty((len(rows), *self.null.mask.shape[1:]), np.bool_)  # (B, L)
