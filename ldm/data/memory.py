@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_HELD_HERE = 3  # references to a block that nobody else holds: the list's, the loop's, and the question's own
+_sample = [np.empty(1, np.uint8)]
+_HELD_HERE = sys.getrefcount(_sample[0])  # of an array that only a list holds, asked in this way
 
 
 class Memory:
@@ -38,10 +39,10 @@ class Memory:
 
     def _block(self, size: int) -> np.ndarray:
         idle = None
-        for place, block in enumerate(self._blocks):
-            if sys.getrefcount(block) == _HELD_HERE:
-                if size <= block.nbytes <= 2 * size:
-                    return block
+        for place in range(len(self._blocks)):  # no loop over the blocks themselves: it would hold one
+            if sys.getrefcount(self._blocks[place]) == _HELD_HERE:
+                if size <= self._blocks[place].nbytes <= 2 * size:
+                    return self._blocks[place]
                 idle = place
         if len(self._blocks) == self.most:
             if idle is None:

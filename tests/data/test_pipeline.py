@@ -263,6 +263,15 @@ def test_workers_change_nothing(shards: str, num_workers: int) -> None:
             assert tuple(batch.sizes[row].tolist()) == item.sizes
 
 
+def test_batches_that_are_kept_stay_as_they_were(shards: str) -> None:
+    data = ShardDataset(shards=shards, image_size=8)
+    loader = endless(data, lambda: batches_of(global_batch=5), num_workers=0)
+    kept = list(itertools.islice(loader, 12))  # of more batches than memory is used again for
+    for once, again in zip(kept, loader, strict=False):
+        assert_same(once, again)
+        del again
+
+
 def test_the_order_is_asked_for_when_an_iteration_begins(shards: str) -> None:
     data = ShardDataset(shards=shards, image_size=8)
     seen = 0
