@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="per-block for ours, the whole network for theirs"
     )
+    parser.add_argument("--batch", type=int, help="instead of the pair's own")
     parser.add_argument("--repeats", type=int, default=9, help="pairs of steps")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int, help="on the CPU; all cores when left out")
@@ -100,6 +102,8 @@ def main() -> None:
 def measure(pair: Pair, precision: str, options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of both sides and the median of their ratios, theirs over ours: above 1 ours is faster."""
     size = getattr(pair, options.size)
+    if options.batch:
+        size = replace(size, batch=options.batch)
     torch.manual_seed(0)
     theirs = getattr(diffusers, pair.map.class_name)(**size.config).to(options.device).eval()
     for parameter in theirs.parameters():

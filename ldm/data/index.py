@@ -145,7 +145,8 @@ class SampleIndex:
         offsets, sizes = index.offsets[row].tolist(), index.sizes[row].tolist()
         begin = min(at for at, size in zip(offsets, sizes, strict=True) if size >= 0)
         end = max(at + size for at, size in zip(offsets, sizes, strict=True))
-        file, found = self._file(shard), []
+        file = self._file(shard)
+        found: list[bytes | None] = []
         whole = os.pread(file, end - begin, begin) if end - begin < sum(sizes) + _NEAR else None
         for at, size in zip(offsets, sizes, strict=True):
             if size < 0:

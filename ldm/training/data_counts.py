@@ -19,7 +19,8 @@ class DataCounts(EveryNumImages):
         super().__init__(every_num_images=every_num_images)
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
-        counts = getattr(trainer.datamodule, "counts", dict)()  # type: ignore[attr-defined]
+        count = getattr(trainer.datamodule, "counts", None)  # type: ignore[attr-defined]
+        counts: dict[str, float] = count() if count else {}  # streams cannot tell
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step Lightning logs metrics under
         for logger in trainer.loggers:
             logger.log_metrics(counts, step=step)

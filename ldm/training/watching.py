@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import subprocess_script
@@ -55,9 +56,9 @@ def ranks_watched(trainer: Trainer) -> Iterator[None]:
             os.environ[FIRST] = before
 
 
-def watch_children(children: Sequence[subprocess.Popen[bytes]]) -> None:
+def watch_children(child_processes: list[subprocess.Popen[Any]]) -> None:
     """In the background: end the job when a child dies, and say which."""
-    _in_background(lambda: _watch_children(children))
+    _in_background(lambda: _watch_children(child_processes))
 
 
 def watch_parent(parent: int, rank: int) -> None:
@@ -69,7 +70,7 @@ def watch_parent(parent: int, rank: int) -> None:
     os._exit(1)
 
 
-def _watch_children(children: Sequence[subprocess.Popen[bytes]]) -> None:
+def _watch_children(children: Sequence[subprocess.Popen[Any]]) -> None:
     codes: list[int | None] = [None]
     while None in codes:
         time.sleep(EVERY)

@@ -325,9 +325,7 @@ def test_with_text_encoders_at_hand_the_pipeline_takes_prompts(tmp_path: Path) -
     notes = Diffusers(text_encoders=str(tmp_path / "published")).write(model, tmp_path / "out")
     assert not any("not in the folder" in note for note in notes)
     assert absent(tmp_path / "out", STABLE_DIFFUSION) == []
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        str(tmp_path / "out"), local_files_only=True
-    )
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(str(tmp_path / "out"), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, "latents": tiny.noise(1), "output_type": "pt"}
     size = {"height": PIXELS, "width": PIXELS}
