@@ -137,8 +137,8 @@ def load_headers(shards: Sequence[Path], *, verify: bool = False, rebuild: bool 
 
 def read_header_of(shard: Path, *, check: bool = True) -> ShardHeader | None:
     """The header of a shard's index, or None where there is no index (or one of another version)."""
-    for file in (index_path(shard), index_path(shard, cache=True)):
-        header = _read(shard, file)
+    for cache in (False, True):
+        header = _read(shard, index_path(shard, cache=cache))
         if header is not None:
             return _checked(header) if check else header
     return None
