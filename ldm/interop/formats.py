@@ -99,7 +99,8 @@ class Safetensors:
     """A folder of the trained parts by our own names and the autoencoder's file: for ``init_from``, and for keeping."""
 
     def write(self, model: Model, place: Path) -> list[str]:
-        write_parts(place / FILE, model.parts, codec_hash=model.codec_hash)
+        contract = None if model.text_encoder is None else model.text_encoder.contract
+        write_parts(place / FILE, model.parts, codec_hash=model.codec_hash, text_contract=contract)
         notes = [
             f"{FILE} holds {' and '.join(model.parts)}: init_from=<this folder> begins a training with them"
         ]

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
+
+from ldm.text.hf import CLIP, Architecture, without_weights
 
 # Beginnings of names, or names: transformers' and open_clip's.
 PLACES = {
@@ -57,25 +58,21 @@ def as_transformers(
         projected: With the text projection.
         tokens: (start, end, padding), as numbers.
     """
-    import transformers
-
     start, end, padding = tokens
-    config = transformers.CLIPTextConfig(
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.width,
-        intermediate_size=4 * sizes.width,
-        projection_dim=sizes.projection,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        max_position_embeddings=sizes.context_length,
-        hidden_act="quick_gelu" if sizes.quick_gelu else "gelu",
-        bos_token_id=start,
-        eos_token_id=end,
-        pad_token_id=padding,
-    )
-    made = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
-    with torch.device("meta"):  # nothing is drawn at random that is then thrown away
-        model = made(config)
+    settings = {
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.width,
+        "intermediate_size": 4 * sizes.width,
+        "projection_dim": sizes.projection,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.context_length,
+        "hidden_act": "quick_gelu" if sizes.quick_gelu else "gelu",
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": padding,
+    }
+    model = without_weights(Architecture(model_type=CLIP, settings=settings), projected=projected)
     model.load_state_dict({name: renamed(name, state) for name in model.state_dict()}, assign=True)
     return model.eval().requires_grad_(False)
 

@@ -252,6 +252,12 @@ def _random(config: Any, *, projected: bool) -> nn.Module:
     return made(config) if config.model_type == CLIP else made.from_config(config)
 
 
+def without_weights(architecture: Architecture, *, projected: bool) -> nn.Module:
+    """A model on the meta device: nothing is drawn at random that is then replaced."""
+    with torch.device("meta"):
+        return _random(architecture.config(), projected=projected)
+
+
 def _config(folder: Path, architecture: Architecture | None) -> Any:
     """What a folder's config.json says."""
     from transformers import AutoConfig
