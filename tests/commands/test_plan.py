@@ -17,7 +17,7 @@ H100 = Hardware(title="H100", memory_gib=79.6, reserved_gib=1.5, tflops=989.0, t
 RECIPES = {
     "sd15": (859_520_964, "123"),
     "sdxl_base": (2_567_463_684, "818"),
-    "dit_xl_2": (675_129_632, "0"),
+    "dit_xl_2": (674_834_720, "0"),
     "sd3_medium": (2_028_328_000, "5"),
     "flux_dev_style": (11_901_408_320, "4"),
 }
