@@ -59,7 +59,7 @@ def as_transformers(
         tokens: (start, end, padding), as numbers.
     """
     start, end, padding = tokens
-    settings = {
+    settings: dict[str, int | float | str | bool] = {
         "vocab_size": sizes.vocab_size,
         "hidden_size": sizes.width,
         "intermediate_size": 4 * sizes.width,
