@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py experiment=shapes_dit num_images=192
 
-Measured is the peak of resident memory (VmHWM of /proc/self/status) less what was resident before, in the second of
-two trainings in one process: the first loads what is loaded once. malloc is told to give large blocks back at once
-(MALLOC_MMAP_THRESHOLD_), for resident memory to be memory in use: without, glibc keeps up to half as much again.
+Measured is the peak of resident memory (VmHWM of /proc/self/status) from the second step on, less what was resident
+before, in the second of two trainings in one process: the first loads what is loaded once. malloc is told to give large
+blocks back at once (MALLOC_MMAP_THRESHOLD_), for resident memory to be memory in use: without, glibc keeps up to half
+as much again. Printed are what was planned, what the first step took, and what the others took.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 
@@ -22,20 +24,29 @@ def main(overrides: list[str]) -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, THRESHOLD: "65536"})
     from ldm.commands import launch, plan, train
     from ldm.planning.hardware import Hardware
+    from ldm.training.module import TrainingModule
 
     overrides = [*overrides, "trainer=cpu"]
     config = launch.checked(overrides)
     cpu = Hardware(title="CPU", memory_gib=None, reserved_gib=0.0, tflops=1.0, tflops_float32=1.0, gpu=False)
     planned = plan.reckoned(config, hardware=cpu, mfu=1.0, num_pictures=None).chosen.total
-    train.train(
-        launch.checked([*overrides, "name=first"])
-    )  # loads what is loaded once: libraries, torch's compiler
+    # the first training loads what is loaded once: libraries, torch's compiler
+    train.train(launch.checked([*overrides, "name=first"]))
     gc.collect()
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    peaks: list[int] = []
+    begin_step = TrainingModule.on_train_batch_start
+
+    def noted(self: TrainingModule, batch: Any, index: int) -> None:
+        peaks.append(resident("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        begin_step(self, batch, index)
+
+    TrainingModule.on_train_batch_start = noted  # type: ignore[method-assign]
     train.train(config)
-    measured = resident("VmHWM") - before
-    print(f"planned and measured, MiB: {planned / 2**20:.0f} {measured / 2**20:.0f}")
+    peaks.append(resident("VmHWM"))
+    numbers = [planned, peaks[1] - before, max(peaks[2:]) - before]
+    print("planned, first step, other steps, MiB:", *(f"{number / 2**20:.0f}" for number in numbers))
 
 
 def resident(name: str) -> int:
