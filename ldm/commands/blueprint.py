@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ldm.codecs.kl import describe_autoencoder
@@ -61,7 +61,7 @@ def blueprint(config: DictConfig, *, configs: Path) -> tuple[Subject, list[str]]
     return subject, [note] if note else []
 
 
-def built(config: DictConfig) -> Any:
+def built(config: DictConfig | ListConfig) -> Any:
     return instantiate(config, _convert_="all")
 
 

@@ -71,7 +71,7 @@ def _t5(config: DictConfig) -> nn.Module:
     unpooled = str(pooling.get("_target_", "Unpooled")).endswith("Unpooled")
     with torch.device("meta"):
         return planned_t5(
-            **{name: int(settings[name]) for name in T5_SIZES},  # type: ignore[arg-type]
+            **{name: int(settings[name]) for name in T5_SIZES},
             pooled_width=0 if unpooled else int(settings.d_model),
             length=int(config.length),
             dtype=DTYPES[config.get("dtype", "float32")],

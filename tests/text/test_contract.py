@@ -43,7 +43,7 @@ def t5(**options: Any) -> HuggingFaceText:
         (t5, {"lowercase": True}),
         (t5, {"pooling": Mean()}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),  # an address would differ by process
 )
 def test_every_change_is_caught_by_its_name(make: Callable[..., Any], changes: dict[str, Any]) -> None:
     before, after = make(), make(**changes)

@@ -72,9 +72,7 @@ def train(rows: slice, strategy: FullySharded | None) -> dict[str, Any]:
     keep = not dist.is_initialized() or dist.get_rank() == 0
     saved = {
         "weights": full_state(model.state_dict(), keep=True),
-        "optimizer": copy.deepcopy(
-            full_state(optimizer.state_dict(), keep=True)
-        ),  # torch would share the tensors
+        "optimizer": full_state(optimizer.state_dict(), keep=True),
         "average": average.state(),
         "norms": torch.stack(norms),
     }
@@ -82,7 +80,9 @@ def train(rows: slice, strategy: FullySharded | None) -> dict[str, Any]:
     model, optimizer, average = parts()
     own = model.state_dict()
     model.load_state_dict({name: spread_like(x, own[name]) for name, x in saved["weights"].items()})
-    optimizer.load_state_dict(spread_state(optimizer, saved["optimizer"]))
+    optimizer.load_state_dict(
+        spread_state(optimizer, copy.deepcopy(saved["optimizer"]))
+    )  # torch would share them
     average.load(saved["average"])
     saved["fourth norm"] = step(3)
     average.exchange()
