@@ -11,6 +11,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS ?= dev
 PYTHON ?= python3
+JOBS ?= 2# processes that run tests
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: help install quickstart test bench
@@ -62,7 +63,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ldm
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 # Speed beside others', and a table and benchmarks/all.json of it.
 bench: $(STAMP)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,16 @@ class HasNeeds(Protocol):
 
     def needs(self) -> Sequence[Need]:
         """Looks whether the files are there; reads none, downloads none."""
+        ...
+
+
+@runtime_checkable
+class KnowsNeeds(Protocol):
+    """A class whose objects read files when they are built, and which says beforehand which."""
+
+    @staticmethod
+    def needs_for(**arguments: Any) -> Sequence[Need]:
+        """For an object of these arguments; looks whether the files are there and reads none."""
         ...
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.codecs.contract import LatentContract, hash_content
+from ldm.needs import Need, refuse_unmet
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.autoencoder_base import Autoencoder
 from ldm.nn.autoencoder_dc import AutoencoderDC
@@ -33,7 +34,7 @@ class KLCodec(nn.Module):
             ``ldm import`` wrote.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingNeeds: There is no such file.
         ValueError: The file is not an autoencoder of this project, or is damaged.
     """
 
@@ -50,6 +51,19 @@ class KLCodec(nn.Module):
         self.register_buffer("mean", torch.tensor(self.contract.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(self.contract.std)[:, None, None])
         self.requires_grad_(False).eval()
+
+    @staticmethod
+    def needs_for(*, path: str) -> list[Need]:
+        """The file; only whether it is there is looked at."""
+        return [
+            Need(
+                what=f"the autoencoder {path}",
+                found=path if Path(path).is_file() else None,
+                bring=f"train one first (python train.py experiment=shapes_vae writes autoencoder.safetensors into its "
+                f"run folder), make one of a published autoencoder (ldm import from=<folder> out={Path(path).parent}) "
+                f"or give its place with {{key}}path=...",
+            )
+        ]
 
     def train(self, mode: bool = True) -> KLCodec:
         """Stays in evaluation mode: a frozen codec has no other."""
@@ -111,12 +125,7 @@ def read_autoencoder(path: Path) -> tuple[Autoencoder, LatentContract]:
 
 def describe_autoencoder(path: Path) -> tuple[type[Autoencoder], dict[str, Any], LatentContract]:
     """A file's class of network, what it is built with, and the contract; no weight is read. Errors of ``KLCodec``."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no autoencoder at {path}: train one first (python train.py experiment=shapes_vae writes "
-            f"autoencoder.safetensors into its run folder), make one of a published autoencoder (ldm import "
-            f"from=<folder> out={path.parent}) or give its place with codec.path=..."
-        )
+    refuse_unmet([need.at("codec") for need in KLCodec.needs_for(path=str(path))])
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -82,7 +82,7 @@ def planned_codec(config: DictConfig, network: DictConfig, configs: Path) -> tup
             f"(network.in_channels): train or import the autoencoder first"
         )
     choice = PUBLISHED[channels]
-    described = OmegaConf.load(configs / "network" / f"{choice}.yaml")
+    described: Any = OmegaConf.load(configs / "network" / f"{choice}.yaml")
     with torch.device("meta"):
         autoencoder: Autoencoder = built(described)
         return (

@@ -21,6 +21,7 @@ from ldm.commands.checkup_shards import first_samples
 from ldm.commands.needs import needs
 from ldm.commands.plan import averages
 from ldm.data.shards import find_shards, index_path
+from ldm.needs import MissingNeeds
 from ldm.planning.hardware import GIB
 from ldm.planning.ledger import count
 from ldm.training.devices import check_devices, choose_precision
@@ -136,7 +137,7 @@ def without_machinery(config: DictConfig) -> DictConfig:
     """A config without the parts that need no files but would bring Lightning along, which takes seconds."""
     kept = config.copy()
     with open_dict(kept):
-        for key in ("trainer", "callbacks", "logger", "data", "optimizer", "lr_schedule"):
+        for key in ("trainer", "callbacks", "logger", "data", "optimizer", "lr_schedule", "codec"):
             kept.pop(key, None)
         kept.task = {"terms": config.task.get("terms")}
     return kept
@@ -148,8 +149,8 @@ def codec(config: DictConfig) -> Iterator[Finding]:
     path = Path(config.codec.path)
     try:
         kind, architecture, contract = describe_autoencoder(path)
-    except FileNotFoundError as error:
-        remedy = str(error).partition(": ")[2]
+    except MissingNeeds as error:
+        remedy = error.needs[0][1].at("codec").bring
         yield Finding(level=FAIL, what="autoencoder", found=f"no file {path}", remedy=remedy, missing=True)
         return
     except ValueError as error:

@@ -99,6 +99,7 @@ def model_of(loaded: LoadedRun) -> Model:
         probe=probe,
         origin=f"{loaded.weights} weights of {loaded.folder.name}/{loaded.folder.id} after "
         f"{loaded.images_seen:,} images",
+        text_encoder=text_encoder,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -10,7 +10,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm.commands.messages import Path, dotted
-from ldm.needs import HasNeeds, MissingNeeds, Need
+from ldm.needs import HasNeeds, KnowsNeeds, MissingNeeds, Need
 
 
 def needs(config: DictConfig) -> list[tuple[str, Need]]:
@@ -20,9 +20,8 @@ def needs(config: DictConfig) -> list[tuple[str, Need]]:
     """
     found = []
     for path, node in _objects(config, ()):
-        if _has_needs(str(node["_target_"])):
-            key = dotted(path)
-            found += [(key, need.at(key)) for need in instantiate(node, _convert_="all").needs()]
+        key = dotted(path)
+        found += [(key, need.at(key)) for need in _needs_of(node)]
     return found
 
 
@@ -40,11 +39,17 @@ def refuse_missing(config: DictConfig, *, file: FilePath | None = None) -> None:
         raise MissingNeeds(unmet)
 
 
-def _has_needs(target: str) -> bool:
+def _needs_of(node: DictConfig) -> Sequence[Need]:
     try:
-        return issubclass(get_class(target), HasNeeds)
+        kind = get_class(str(node["_target_"]))
     except ValueError:  # a function
-        return False
+        return []
+    if issubclass(kind, HasNeeds):
+        return instantiate(node, _convert_="all").needs()
+    if isinstance(kind, KnowsNeeds):
+        arguments = {str(key): node[key] for key in node if key != "_target_"}
+        return kind.needs_for(**arguments)
+    return []
 
 
 def _objects(node: Any, path: Path) -> Iterator[tuple[Path, DictConfig]]:

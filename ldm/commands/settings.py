@@ -37,6 +37,7 @@ class TrainConfig:
         run_id: Name of the run's folder; made once when null.
         resume: A run to go on with: its folder, ``<name>/<run_id>``, or one of its checkpoints.
         init_from: Weights to begin with: a run, one of its checkpoints, or what ``ldm import`` wrote.
+        init_other_text: They may have been trained with another text encoder.
         allow_download: Pretrained weights that are not on this machine may be downloaded.
         tags, notes, group, job_type: For finding the run again.
     """
@@ -47,6 +48,7 @@ class TrainConfig:
     run_id: str | None = None
     resume: str | None = None
     init_from: str | None = None
+    init_other_text: bool = False
     allow_download: bool = False
     tags: list[str]
     notes: str | None = None

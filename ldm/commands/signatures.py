@@ -178,7 +178,7 @@ def signature(dotted: str) -> Signature | None:
     found = find(dotted)
     if found is None or not isinstance(found.node, Definition):
         return None
-    name = found.node.name
+    name = public(found.node.name)
     doc = ast.get_docstring(found.node) or ""
     if isinstance(found.node, ast.ClassDef):
         parameters, is_open = _class_parameters(found)
@@ -203,7 +203,7 @@ def _function_parameters(
 
 
 def public(name: str) -> str:
-    """What a person calls a parameter: ``from_``, which cannot be named like the keyword, is ``from``."""
+    """What a person calls a parameter or a verb: ``from_``, which cannot be named like the keyword, is ``from``."""
     bare = name.removesuffix("_")
     return bare if keyword.iskeyword(bare) else name
 

@@ -69,7 +69,8 @@ def train(config: DictConfig) -> float | None:
         module, data = built(config.task), built(config.data)
         check_training(module, sharded=sharded)
         if (start := config.get("init_from")) and not resumed:  # a resumed run has weights of its own
-            print(begin_with(module, start, runs=config.paths.runs))
+            other_text = bool(config.get("init_other_text"))
+            print(begin_with(module, start, runs=config.paths.runs, other_text=other_text))
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
         with locked(path) if is_main_process() else nullcontext():
             command = ["python", *sys.argv]

@@ -25,10 +25,19 @@ from ldm.interop.latents import refolded
 from ldm.interop.pipelines import Pipeline, pipeline_for
 from ldm.interop.probe import agreement, asked
 from ldm.interop.schedulers import scheduler_config
+from ldm.interop.text import (
+    INDEX,
+    TextSide,
+    call_options,
+    check_side,
+    check_written,
+    components_in,
+    missing_text,
+    own_side,
+    write_side,
+)
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.autoencoder_base import Autoencoder
-
-INDEX = "model_index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +45,14 @@ class Diffusers:
     """A folder for ``from_pretrained`` of the pipeline that runs such a network.
 
     Args:
-        text_encoders: A folder of diffusers whose text encoders and tokenizers are to be copied along; None leaves
-            them out, and the pipeline is then told embeddings in place of prompts.
+        text_encoders: A folder of diffusers whose text encoders and tokenizers are to be copied along; None writes the
+            run's own, where the pipeline can use them.
+        with_text: False leaves them out, and the pipeline is then told embeddings in place of prompts.
         max_shard_bytes: Larger weights are written in several files.
     """
 
     text_encoders: str | None = None
+    with_text: bool = True
     max_shard_bytes: int = MAX_SHARD_BYTES
 
     def write(self, model: Model, place: Path) -> list[str]:
@@ -56,7 +67,8 @@ class Diffusers:
             model.t_range,
             native_flow=bool(pipeline and pipeline.flow),
         )
-        text = text_components(pipeline, self.text_encoders)
+        copies = self.with_text and self.text_encoders is not None
+        text = components_in(Path(str(self.text_encoders)), pipeline) if copies else {}
         if found.class_name.startswith("UNet"):
             config = {**config, "sample_size": model.latent_size[0]}
         write_component(place / name, found, model.network, config, max_shard_bytes=self.max_shard_bytes)
@@ -66,6 +78,10 @@ class Diffusers:
         notes = write_autoencoder(place, model, pipeline)
         for component in text:
             shutil.copytree(Path(str(self.text_encoders)) / component, place / component)
+        side, text_notes = self.side(model, pipeline)
+        if side is not None and pipeline is not None:
+            text, text_notes = write_side(side, pipeline, place, max_shard_bytes=self.max_shard_bytes)
+        notes += text_notes
         if pipeline is None:
             notes.append(f"diffusers has no pipeline for this {found.class_name}: load its parts one by one")
         else:
@@ -79,9 +95,14 @@ class Diffusers:
                     "DiTPipeline takes 1000 for the null class: with other classes ask it for guidance_scale=1"
                 )
         (place / "README.md").write_text(
-            readme(model, pipeline, absent(place, pipeline), notes), encoding="utf-8"
+            readme(model, pipeline, absent(place, pipeline), notes, side), encoding="utf-8"
         )
         return notes
+
+    def side(self, model: Model, pipeline: Pipeline | None) -> tuple[TextSide | None, list[str]]:
+        """The run's own text encoders, where they are to be written and can be; else None, and why they cannot."""
+        own = self.with_text and self.text_encoders is None
+        return own_side(model.text_encoder, pipeline) if own else (None, [])
 
     def check(self, model: Model, place: Path, second: SecondReader | None) -> list[str]:
         found, config = described(model.network)
@@ -101,23 +122,29 @@ class Diffusers:
             inner = unscaled(latents, read_json(place / "vae" / "config.json"))
             with torch.no_grad():
                 said.append(agreement(pictures, autoencoder.decode(inner), "the autoencoder, read again,"))
+        side, _ = self.side(model, pipeline)
         if second is None:
+            if side is not None and pipeline is not None:
+                said.append(check_written(side, pipeline, place))
             return [
                 *said,
                 "diffusers is not installed here, so it was not asked (pip install 'ldm[interop]')",
             ]
+        text_said: list[str] = []
         if pipeline is None:
             theirs, their_vae = second.component(place / name, found.class_name), None
         else:
             loaded = second.pipeline(place, pipeline.class_name, absent(place, pipeline))
             theirs, their_vae = getattr(loaded, name), loaded.vae
+            if side is not None and model.text_encoder is not None:
+                text_said.append(check_side(model.text_encoder, side, pipeline, loaded))
         with torch.no_grad():
             answer = found.call(theirs, model.probe.x, model.probe.t, model.probe.cond)
             said.append(agreement(wanted, answer, f"diffusers' {found.class_name}"))
             if has_autoencoder and their_vae is not None:
                 inner = unscaled(latents, their_vae.config)
                 said.append(agreement(pictures, their_vae.decode(inner).sample, "diffusers' AutoencoderKL"))
-        return said
+        return [*said, *text_said]
 
 
 def write_autoencoder(place: Path, model: Model, pipeline: Pipeline | None) -> list[str]:
@@ -156,28 +183,6 @@ def decoded(model: Model, latents: Tensor) -> Tensor:
         return model.autoencoder.decode(latents * std + mean)
 
 
-def text_components(pipeline: Pipeline | None, folder: str | None) -> dict[str, Any]:
-    """What of a pipeline's text side stands in ``folder``, with library and class.
-
-    Raises:
-        FileNotFoundError: It is no pipeline's folder, or lacks a component that its index names.
-        ValueError: It has nothing that this pipeline uses.
-    """
-    if folder is None:
-        return {}
-    index = read_json(Path(folder) / INDEX)
-    wanted = pipeline.text if pipeline else {}
-    found = {name: index[name] for name in wanted if index.get(name, [None])[0] is not None}
-    if not found:
-        raise ValueError(
-            f"{folder} has none of the text encoders of this network's pipeline ({', '.join(wanted)})"
-        )
-    for name in found:
-        if not (Path(folder) / name).is_dir():
-            raise FileNotFoundError(f"{Path(folder) / name} is missing, which {INDEX} names")
-    return found
-
-
 def model_index(
     place: Path,
     pipeline: Pipeline,
@@ -208,23 +213,21 @@ def absent(place: Path, pipeline: Pipeline | None) -> list[str]:
     return [name for name in names if not (place / name).is_dir()]
 
 
-def missing_text(pipeline: Pipeline, text: dict[str, Any]) -> list[str]:
-    """What to add, where text encoders are not at hand."""
-    missing = [f"{name} ({kind})" for name, (_, kind) in pipeline.text.items() if name not in text]
-    if not missing:
-        return []
-    return [
-        f"not in the folder: {', '.join(missing)}; without them {pipeline.class_name} takes "
-        f"{', '.join(pipeline.told)} in place of prompts"
-    ]
-
-
-def readme(model: Model, pipeline: Pipeline | None, without: Sequence[str], notes: Sequence[str]) -> str:
+def readme(
+    model: Model,
+    pipeline: Pipeline | None,
+    without: Sequence[str],
+    notes: Sequence[str],
+    side: TextSide | None,
+) -> str:
     """How to load the folder."""
     lines = [f"# {model.origin}", "", "Written by `ldm export`.", ""]
     if pipeline is not None:
         nones = "".join(f", {name}=None" for name in without)
         told = ", ".join(f"{name}=..." for name in pipeline.told)
+        if side is not None:
+            options = {**call_options(side, pipeline), **pipeline.also_told}
+            told = "".join(['"a prompt"', *(f", {name}={value!r}" for name, value in options.items())])
         lines += [
             "```python",
             f"from diffusers import {pipeline.class_name}",

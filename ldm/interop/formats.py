@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ldm.interfaces import NoiseSchedule, Parameterization
+from ldm.interfaces import NoiseSchedule, Parameterization, TextEncoder
 from ldm.interop.native import FILE, read_parts, write_parts
 from ldm.interop.probe import Probe
 from ldm.nn.autoencoder_base import Autoencoder
@@ -35,6 +35,7 @@ class Model:
         class_names: Of the labels, in their order; empty where there are none.
         probe: A question to the network that its formats ask again.
         origin: Where the weights are from, in words.
+        text_encoder: The run's; formats that have a place for one write it where they can.
     """
 
     parts: Mapping[str, nn.Module]
@@ -50,6 +51,7 @@ class Model:
     class_names: tuple[str, ...]
     probe: Probe
     origin: str
+    text_encoder: TextEncoder | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -97,7 +99,8 @@ class Safetensors:
     """A folder of the trained parts by our own names and the autoencoder's file: for ``init_from``, and for keeping."""
 
     def write(self, model: Model, place: Path) -> list[str]:
-        write_parts(place / FILE, model.parts, codec_hash=model.codec_hash)
+        contract = None if model.text_encoder is None else model.text_encoder.contract
+        write_parts(place / FILE, model.parts, codec_hash=model.codec_hash, text_contract=contract)
         notes = [
             f"{FILE} holds {' and '.join(model.parts)}: init_from=<this folder> begins a training with them"
         ]

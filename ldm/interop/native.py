@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,9 +22,16 @@ class Weights:
 
     parts: dict[str, dict[str, Tensor]]  # "network", and where it was trained too, "text_encoder"
     codec_hash: str  # "" where that is not known
+    text_contract: Mapping[str, Any] = field(default_factory=dict)  # empty where that is not known
 
 
-def write_parts(path: Path, parts: Mapping[str, nn.Module], *, codec_hash: str) -> None:
+def write_parts(
+    path: Path,
+    parts: Mapping[str, nn.Module],
+    *,
+    codec_hash: str,
+    text_contract: Mapping[str, Any] | None = None,
+) -> None:
     """Write the file beside its place, then move it there."""
     tensors = {
         f"{part}.{name}": x.detach().cpu().contiguous()
@@ -34,6 +42,7 @@ def write_parts(path: Path, parts: Mapping[str, nn.Module], *, codec_hash: str) 
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".tmp-{path.name}")
     header = {"format": FORMAT, "parts": json.dumps(classes), "codec_hash": codec_hash}
+    header["text_contract"] = json.dumps(dict(text_contract or {}))
     save_file(tensors, draft, metadata=header)
     draft.replace(path)
 
@@ -64,4 +73,5 @@ def read_parts(path: Path) -> Weights:
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
-    return Weights(parts=parts, codec_hash=header.get("codec_hash", ""))
+    contract = json.loads(header.get("text_contract", "{}"))
+    return Weights(parts=parts, codec_hash=header.get("codec_hash", ""), text_contract=contract)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from ldm.training.flops import flops_of
 
 aten = torch.ops.aten
 
@@ -95,33 +96,6 @@ def group_norm(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, groups = others[2], others[5]
     statistics = torch.empty(batch, groups, dtype=x.dtype, device="meta")
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
-
-
-def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Floating-point operations of one call of an operator; 0 for what is not worth counting."""
-    packet = func._overloadpacket
-    if packet in flop_registry:
-        return flop_registry[packet](*args, **kwargs, out_val=out)
-    if packet in CPU_ATTENTION:
-        return CPU_ATTENTION[packet](*[tuple(x.shape) if isinstance(x, Tensor) else x for x in args])
-    return 0
-
-
-def _forward(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-def _backward(
-    grad: tuple[int, ...], q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any
-) -> int:
-    return sdpa_backward_flop_count(grad, q, k, v)
-
-
-# The fused attention for CPUs is missing in torch's registry; it is the one that also runs on the meta device.
-CPU_ATTENTION: dict[Any, Callable[..., int]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: _forward,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
-}
 
 
 def bytes_of(tensors: Iterator[Tensor]) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.needs import Need, package, refuse_unmet
 from ldm.text.clip_checkpoint import read_text_side
+from ldm.text.clip_transformers import as_transformers, spoken, write_vocabulary
 from ldm.text.files import cache_folder, downloading
 from ldm.text.frozen import (
     DTYPES,
@@ -25,6 +26,7 @@ from ldm.text.frozen import (
     on_meta,
 )
 from ldm.text.pooling import Pooling, Unpooled
+from ldm.text.pretrained import PretrainedText, TextSide
 from ldm.text.tokenizers import Tokenized
 
 PACKAGE = "open_clip_torch"
@@ -173,6 +175,27 @@ class ClipText(FrozenTextEncoder):
             "final_norm": self.final_norm,
             "pooling": str(self.pooling),
         }
+
+    def text_side(self) -> TextSide:
+        """Itself, in transformers' classes."""
+        tokens = START, END, END if self.padding is None else self.padding
+        text = PretrainedText(
+            model=lambda: as_transformers(
+                self.tower.state_dict(), self.sizes, projected=self.pooling.projected, tokens=tokens
+            ),
+            save_tokenizer=lambda folder: write_vocabulary(folder, _bpe(), length=self.length, tokens=tokens),
+            dtype=DTYPES[self.dtype],
+            layer=self.layer,
+            final_norm=self.final_norm,
+            pooling=self.pooling,
+            length=self.length,
+            attends_padding=True,
+            lowercase=False,
+            caution=""
+            if tokens[2] == END
+            else f"takes {spoken(_bpe(), tokens)[2]!r} in a prompt for padding",
+        )
+        return TextSide((text,), "clip")
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         clip: Any = self.tower

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ldm.interfaces import Conditioning
 from ldm.text.contract import hash_contract
 from ldm.text.frozen import refuse_other_widths
+from ldm.text.pretrained import TextSide, beside, one_after_the_other, text_side_of
 
 
 class Joined(nn.Module, ABC):
@@ -47,6 +48,10 @@ class Joined(nn.Module, ABC):
     def of_each(self, attribute: str) -> list[Any]:
         """The same attribute of every encoder."""
         return [getattr(encoder, attribute) for encoder in self.encoders.values()]
+
+    @abstractmethod
+    def text_side(self) -> TextSide:
+        """Its encoders in transformers' classes, see ``ldm/text/pretrained.py``."""
 
     @abstractmethod
     def join(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -93,6 +98,9 @@ class SideBySide(Joined):
         self.width = sum(self.of_each("width"))
         refuse_other_widths((width, pooled_width), (self.width, self.pooled_width))
 
+    def text_side(self) -> TextSide:
+        return beside(self.encoders.values())
+
     def join(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return torch.cat(list(tokens), dim=-1), torch.stack(list(masks)).any(dim=0)
 
@@ -116,6 +124,9 @@ class OneAfterTheOther(Joined):
         self.length = sum(self.of_each("length"))
         self.width = max(self.of_each("width"))
         refuse_other_widths((width, pooled_width), (self.width, self.pooled_width))
+
+    def text_side(self) -> TextSide:
+        return one_after_the_other(self.encoders.values())
 
     def join(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         padded = [F.pad(x, (0, self.width - x.shape[-1])) for x in tokens]
@@ -146,6 +157,10 @@ class PooledOnly(nn.Module):
         """Captions, B of them -> tokens (B, 0, 0), mask (B, 0), pooled (B, P)."""
         cond = self.encoder(captions)
         return Conditioning(tokens=cond.tokens[:, :0, :0], mask=cond.mask[:, :0], pooled=cond.pooled)
+
+    def text_side(self) -> TextSide:
+        """Its encoder's, see ``ldm/text/pretrained.py``."""
+        return text_side_of(self.encoder).pooled_only()
 
     def shares_cut(self) -> dict[str, float]:
         return self.encoder.shares_cut()  # type: ignore[operator]

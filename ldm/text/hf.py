@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ldm.text.frozen import (
     on_meta,
 )
 from ldm.text.pooling import Pooling, Unpooled
+from ldm.text.pretrained import PretrainedText, TextSide
 from ldm.text.tokenizers import Bytes, Tokenized, Tokenizer
 
 CLIP = "clip_text_model"
@@ -167,6 +168,28 @@ class HuggingFaceText(FrozenTextEncoder):
             "attends_padding": self.attends_padding,
         }
 
+    def text_side(self) -> TextSide:
+        """Itself, in transformers' classes.
+
+        Raises:
+            ValueError: Its tokenizer has no class there.
+        """
+        tokenizer, padding, model = self.tokenizer, self.padding, cast(Any, self.model)
+        if not isinstance(tokenizer, HuggingFaceTokenizer) or padding is None:
+            raise ValueError(f"transformers has no class for the tokenizer {type(tokenizer).__name__}")
+        text = PretrainedText(
+            model=lambda: model,
+            save_tokenizer=lambda folder: tokenizer.save(folder, length=self.length, padding=padding),
+            dtype=DTYPES[self.dtype],
+            layer=self.layer,
+            final_norm=self.final_norm,
+            pooling=self.pooling,
+            length=self.length,
+            attends_padding=self.attends_padding,
+            lowercase=self.lowercase,
+        )
+        return TextSide((text,), "clip" if model.config.model_type == CLIP else str(model.config.model_type))
+
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         model: Any = self.model
         everything = (
@@ -229,6 +252,12 @@ def _random(config: Any, *, projected: bool) -> nn.Module:
     return made(config) if config.model_type == CLIP else made.from_config(config)
 
 
+def without_weights(architecture: Architecture, *, projected: bool) -> nn.Module:
+    """A model on the meta device: nothing is drawn at random that is then replaced."""
+    with torch.device("meta"):
+        return _random(architecture.config(), projected=projected)
+
+
 def _config(folder: Path, architecture: Architecture | None) -> Any:
     """What a folder's config.json says."""
     from transformers import AutoConfig
@@ -283,3 +312,13 @@ class HuggingFaceTokenizer:
             for i, row in zip(long, cut, strict=True):
                 rows[i] = row
         return Tokenized(rows, lengths)
+
+    def save(self, folder: Path, *, length: int, padding: int) -> str:
+        """Write its files with another length and padding; returns the name of its class."""
+        from transformers import AutoTokenizer
+
+        place = self.folder.tokenizer_folder()
+        words = AutoTokenizer.from_pretrained(place, local_files_only=True, model_max_length=length)
+        words.pad_token = words.convert_ids_to_tokens(padding)
+        words.save_pretrained(folder)
+        return type(words).__name__

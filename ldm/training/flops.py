@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 from ldm.nn.blocks import HasBlocks
+
+aten = torch.ops.aten
 
 # Dense matrix products in bfloat16 with float32 sums, FLOP/s, as NVIDIA's data sheets give them. More special names
 # stand first.
@@ -38,7 +44,7 @@ class StepCounter:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._counter = FlopCounterMode(display=False)
+        self._counter = _Counting()
         self._again = 0.0
 
     def begin(self) -> None:
@@ -49,7 +55,7 @@ class StepCounter:
         """Note what checkpointed blocks will compute a second time: it is not the model's own work."""
         if not checkpointed:
             return
-        counts = {name: sum(ops.values()) for name, ops in self._counter.get_flop_counts().items()}
+        counts = dict(self._counter.counts)
         for part, module in parts.items():
             if isinstance(module, HasBlocks):
                 blocks = {id(block) for block in module.blocks_to_wrap()}
@@ -60,7 +66,61 @@ class StepCounter:
     def end(self) -> float:
         """Operations since ``begin``, each product of a and b counted as two, without what was computed again."""
         self._stack.close()
-        return float(self._counter.get_total_flops()) - self._again
+        return float(self._counter.counts["Global"]) - self._again
+
+
+class _Counting(TorchDispatchMode):
+    """Operations by module, "Global" being all. What runs inside gives the same bits as outside.
+
+    torch's FlopCounterMode does not leave them alone: it takes operators apart that it has no count for, and a SiLU's
+    gradient then rounds otherwise. The first step after a restart, which is the one that is counted, would differ.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self._tracker = ModuleTracker()
+
+    def __enter__(self) -> _Counting:
+        self._tracker.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._tracker.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if done := flops_of(func, args, kwargs or {}, out):
+            self.counts.update(dict.fromkeys(self._tracker.parents, done))
+        return out
+
+
+def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Floating-point operations of one call of an operator; 0 for what is not worth counting."""
+    packet = func._overloadpacket
+    if packet in flop_registry:
+        return flop_registry[packet](*args, **kwargs, out_val=out)
+    if packet in CPU_ATTENTION:
+        return CPU_ATTENTION[packet](*[tuple(x.shape) if isinstance(x, Tensor) else x for x in args])
+    return 0
+
+
+def _forward(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _backward(
+    grad: tuple[int, ...], q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any
+) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
+
+
+# The fused attention for CPUs is missing in torch's registry; it is the one that also runs on the meta device.
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _forward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+}
 
 
 def peak_rate(device: torch.device, precision: str) -> float:

@@ -9,23 +9,29 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.interop.native import FILE, Weights, read_parts
+from ldm.text.contract import Contract, refuse_other
 from ldm.training.checkpoint import read_run
 
 
-def begin_with(module: nn.Module, where: str | Path, *, runs: str | Path = "runs") -> str:
+def begin_with(
+    module: nn.Module, where: str | Path, *, runs: str | Path = "runs", other_text: bool = False
+) -> str:
     """Load what ``where`` holds into the parts of a LightningModule; a run's averaged weights where it kept them.
 
     Args:
-        module: Has ``parts()``; where it has a ``codec``, the weights must come from the same latents.
+        module: Has ``parts()``; where it has a ``codec``, the weights must come from the same latents, and where it has
+            a ``text_contract``, from the same encoding of captions.
         where: What ``ldm import`` or ``ldm export format=safetensors`` wrote, the folder or the file in it; or a run:
             its folder, ``<name>/<run id>``, ``<name>``, or one of its checkpoints.
+        other_text: The text encoder may be another one.
 
     Returns:
         What was loaded and what begins anew, in words.
 
     Raises:
         FileNotFoundError: There is nothing there.
-        ValueError: The weights are of another network, or of the latents of another autoencoder.
+        ValueError: The weights are of another network, of the latents of another autoencoder, or from a training with
+            another text encoder.
     """
     weights = read_weights(where, runs=runs)
     parts: dict[str, nn.Module] = module.parts()  # type: ignore[operator]
@@ -35,6 +41,8 @@ def begin_with(module: nn.Module, where: str | Path, *, runs: str | Path = "runs
             f"init_from: {where} was trained on the latents of autoencoder {weights.codec_hash[:12]}, the codec here "
             f"is {codec_hash[:12] or 'none'}: give the one it was trained with by codec.path=..."
         )
+    if not other_text:
+        refuse_other_text(weights.text_contract, getattr(module, "text_contract", {}), where)
     taken = {part: state for part, state in weights.parts.items() if part in parts}
     if not taken:
         raise ValueError(
@@ -58,7 +66,11 @@ def read_weights(where: str | Path, *, runs: str | Path) -> Weights:
         raise FileNotFoundError(f"init_from: there is no {path}")
     checkpoint = read_run(where, runs=runs).checkpoint
     parts: dict[str, dict[str, Tensor]] = checkpoint.get("ema") or _parts_of(checkpoint["state_dict"])
-    return Weights(parts=parts, codec_hash=checkpoint.get("codec_hash", ""))
+    return Weights(
+        parts=parts,
+        codec_hash=checkpoint.get("codec_hash", ""),
+        text_contract=checkpoint.get("text_contract", {}),
+    )
 
 
 def _parts_of(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
@@ -67,6 +79,18 @@ def _parts_of(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
     return parts
+
+
+def refuse_other_text(then: Contract, now: Contract, where: str | Path) -> None:
+    """
+    Raises:
+        ValueError: Both are known, and differ.
+    """
+    if then and now:
+        try:
+            refuse_other(then, now, what=f"init_from: {where}")
+        except ValueError as error:
+            raise ValueError(f"{error}, or init_other_text=true to train on with this one") from None
 
 
 def refuse_other_network(

@@ -35,6 +35,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.interop.native import FILE as WEIGHTS
 from ldm.training.lock import NAME as LOCK
 from ldm.training.secrecy import without_secrets
 
@@ -206,7 +207,7 @@ def find_run(where: str | Path, *, runs: str | Path = "runs") -> RunFolder:
     A name alone means its newest finished run, and where none has finished the newest started.
 
     Raises:
-        FileNotFoundError: naming the runs that come nearest.
+        FileNotFoundError: naming the runs that come nearest, or saying what the folder is that was named.
     """
     for path in (Path(where), Path(runs) / where):
         if RunFolder(path).config.is_file():
@@ -216,11 +217,25 @@ def find_run(where: str | Path, *, runs: str | Path = "runs") -> RunFolder:
         started = sorted(path.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
         if started:
             return RunFolder(started[-1].parent)
+    if Path(where).exists():
+        raise FileNotFoundError(f"{str(where)!r} is no run: {_instead(Path(where))}")
     known = [str(file.parent.relative_to(runs)) for file in Path(runs).glob("*/*/config.yaml")]
     names = sorted({Path(run).parts[0] for run in known})
     near = difflib.get_close_matches(str(where), [*known, *names], n=3, cutoff=0.4) or names[:5]
     hint = f"; did you mean {', '.join(near)}?" if near else f"; {runs} holds no runs"
     raise FileNotFoundError(f"no run {str(where)!r}, neither as a path nor in {runs}{hint}")
+
+
+def _instead(path: Path) -> str:
+    """What stands where a run was looked for, and what to do with it."""
+    if path.suffix == ".safetensors" or (path / WEIGHTS).is_file():
+        return (
+            f"it holds weights alone; train on with init_from={path}, or make a run of published weights by ldm import "
+            f"with network=..., text_encoder=... and diffusion=..."
+        )
+    if (path / "model_index.json").is_file():
+        return f"it is a pipeline of diffusers; ldm import from={path} reads it"
+    return "it has no config.yaml; give the folder that holds one"
 
 
 def differences(resolved: Path, config: Any) -> Iterator[str]:

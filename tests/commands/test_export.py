@@ -124,6 +124,24 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(here: Path) -> None
     assert not [path for path in here.iterdir() if path.name.startswith((".tmp", "folder", "half", "vae"))]
 
 
+def test_weights_alone_are_no_run_and_it_says_what_they_are(here: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"'ours' is no run: it holds weights alone; .* init_from=ours"
+    ):
+        run("export", ["run=ours", "out=x"])
+    with pytest.raises(FileNotFoundError, match=r"it is a pipeline of diffusers; ldm import from=theirs"):
+        run("export", ["run=theirs", "out=x"])
+    with pytest.raises(FileNotFoundError, match=r"'data' is no run: it has no config\.yaml"):
+        run("export", ["run=data", "out=x"])
+
+
+def test_a_misspelt_key_is_answered_by_the_verbs_name_and_the_nearest_key(here: Path) -> None:
+    with pytest.raises(ConfigError, match=r"import has no parameter 'form'; did you mean 'from'\?"):
+        run("import", ["+form=theirs", "from=theirs", "out=x"])
+    with pytest.raises(ConfigError, match=r"did you mean '(image_size|out)'\?"):
+        run("import", ["from=theirs", "image_siz=8", "out=x"])
+
+
 def test_an_unknown_format_is_refused_before_any_work(here: Path) -> None:
     with pytest.raises(ConfigError, match="there is no choice 'onnx'"):
         run("export", ["run=shapes_dit", "out=x", "format=onnx"])

@@ -51,7 +51,7 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def composed(*overrides: str) -> DictConfig:
-    return compose("train", ["data.train_shards=x", "codec.path=x", *overrides]).config
+    return compose("train", ["data.train_shards=x", "codec=identity", *overrides]).config
 
 
 FILES = {
@@ -137,6 +137,11 @@ def test_a_training_without_its_weights_ends_before_it_begins(
         )  # fmt: skip
     assert left.value.code == MISSING
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and all(line.startswith("error: text_encoder.weights: the t") for line in errors)
-    assert "google/t5-v1_1-xxl" in errors[0] and str(nothing_here / "hub") in errors[0]
+    of_codec, *of_text = errors
+    assert len(of_text) == 2 and all(
+        line.startswith("error: text_encoder.weights: the t") for line in of_text
+    )
+    assert of_codec.startswith("error: codec: the autoencoder x is missing; train one first")
+    assert "codec.path=" in of_codec
+    assert "google/t5-v1_1-xxl" in of_text[0] and str(nothing_here / "hub") in of_text[0]
     assert not (nothing_here / "runs").exists(), "no run folder is left behind"

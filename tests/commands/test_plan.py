@@ -56,8 +56,8 @@ def test_each_recipe_has_the_published_number_of_parameters(name: str) -> None:
         num_pictures=1000,
     )
     assert report.state.trained == RECIPES[name][0]
-    # an untrained parameter's operations are 2 forward and 4 backward at the least, a block's again for checkpointing
-    assert 1.9 < report.cost.backward_flops / report.cost.forward_flops < 3.1
+    # twice the forward pass, attention 2.5 times, and the blocks once more for checkpointing
+    assert 1.9 < report.cost.backward_flops / report.cost.forward_flops < 3.5
     assert report.per_sample.forward_flops * report.batch / 8 == pytest.approx(report.cost.forward_flops)
     assert report.disk.shards is not None and report.seconds > 0
 

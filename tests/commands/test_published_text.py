@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 import transformers
@@ -59,12 +60,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_pipelines_own_text_encoder_makes_its_import_a_run(here: Path) -> None:
+def test_a_pipelines_own_text_encoder_makes_its_import_a_run_and_is_exported_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("import", ["from=published", "out=runs/sd/one", *UNET, *TEXT, "diffusion=ddpm"])
     checkpoint = read_checkpoint(here / "runs/sd/one/checkpoints/last")
     assert not any(name.startswith("text_encoder.") for name in checkpoint["state_dict"])
     run("sample", SAMPLE)
     assert len([file for file in (here / "pictures").glob("*.png") if not file.name.startswith("grid")]) == 1
+
+    run("export", ["run=sd/one", "out=exported"])
+    assert "StableDiffusionPipeline's encode_prompt agrees within" in capsys.readouterr().out
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(here / "exported", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "latents": tiny.noise(1), "height": 16, "width": 16}
+    red, blue = (
+        pipeline(f"a {colour} cat", **options, output_type="pt").images for colour in ("red", "blue")
+    )
+    assert red.shape == (1, 3, 16, 16) and not torch.equal(red, blue)
 
     write_text_encoder(here / "published", seed=1)
     with pytest.raises(ValueError, match="this denoiser was made with another text encoder: weights was"):

@@ -26,7 +26,7 @@ SMALL = [
     "data.val_shards=null",
     "trainer.precision=32-true",
     "text_encoder=learned_small",
-    "num_images=16",
+    "num_images=24",
     "data.batch_size=8",
 ]
 NETWORK = {
@@ -79,7 +79,7 @@ def test_what_is_shared_out_shrinks_with_the_number_of_processes() -> None:
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
 )
-@pytest.mark.parametrize(("network", "checkpointed"), [("dit", False), ("dit", True), ("unet", False)])
+@pytest.mark.parametrize(("network", "checkpointed"), [("dit", False), ("dit", True), ("unet", True)])
 def test_the_plan_is_within_15_per_cent_of_a_measured_run(
     network: str, checkpointed: bool, tmp_path: Path
 ) -> None:
@@ -101,7 +101,7 @@ def test_the_plan_is_within_15_per_cent_of_a_measured_run(
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    planned, measured = map(float, done.stdout.split()[-2:])
+    planned, _, measured = map(float, done.stdout.split()[-3:])
     assert measured > 100  # MiB: else it is the interpreter that is measured
     assert planned == pytest.approx(measured, rel=0.15)
 

@@ -69,3 +69,20 @@ def test_the_peak_is_the_makers_where_it_is_known(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert peak_rate(torch.device("cuda"), "bf16-mixed") == peak
     assert peak_rate(CPU, "32-true") == pytest.approx(matmul_rate(CPU, torch.float32), rel=0.9)
+
+
+def test_a_step_that_is_counted_gives_the_same_bits() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.SiLU(), nn.Linear(64, 8), nn.GELU(), nn.LayerNorm(8))
+    x = torch.randn(32, 8)
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(x).square().mean().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain, counter = gradients(), StepCounter()
+    counter.begin()
+    counted = gradients()
+    assert counter.end() > 0
+    torch.testing.assert_close(counted, plain, rtol=0, atol=0)

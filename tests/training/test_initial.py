@@ -82,3 +82,23 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(tmp_path: Path) -> 
         begin_with(Module(), tmp_path / "vae")
     with pytest.raises(FileNotFoundError, match=r"there is no .*nothing\.ckpt"):
         begin_with(Module(), tmp_path / "nothing.ckpt")
+
+
+def test_another_text_encoder_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
+    """Of a file and of a run, where both sides say what captions became."""
+    given, then = Module(), {"encoder": "ClipText", "length": 77}
+    write_parts(tmp_path / "weights.safetensors", given.parts(), codec_hash="abc", text_contract=then)
+    checkpoint = {"state_dict": dict(given.state_dict()), "codec_hash": "abc", "text_contract": then}
+    for where in (tmp_path, run_with(tmp_path / "tiny/one", checkpoint)):
+        other = Module()
+        other.text_contract = {**then, "length": 120}  # type: ignore[assignment]
+        before = other.network.weight.clone()
+        with pytest.raises(ValueError, match=r"length was 77 and is 120\. .* or init_other_text=true"):
+            begin_with(other, where)
+        assert torch.equal(other.network.weight, before)
+        begin_with(other, where, other_text=True)
+        assert torch.equal(other.network.weight, given.network.weight)
+        same = Module()
+        same.text_contract = then  # type: ignore[assignment]
+        begin_with(same, where)
+        begin_with(Module(), where)  # which knows of no text
