@@ -68,7 +68,7 @@ class _TanhGELU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         if torch.is_grad_enabled():  # the input is gone, so what would come out would be silently wrong
-            raise NotImplementedError(
+            raise RuntimeError(
                 "this GELU can be differentiated once on a CPU: run the forward pass inside "
                 "ldm.nn.gelu.twice_differentiable() for gradients of gradients (create_graph=True)"
             )
