@@ -16,4 +16,7 @@ if __name__ == "__main__":
 
     from ldm.commands.launch import launch
 
-    launch(sys.argv[1:])
+    try:
+        launch(sys.argv[1:])
+    except stopping.Stopped as leaving:
+        stopping.leave_together(leaving)

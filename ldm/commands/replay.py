@@ -137,7 +137,7 @@ def show(console: Console, capsule: Capsule, made: Mapping[str, Made], *, rows: 
         losses = ", ".join(f"{loss:.6g}" for loss in one.losses)
         console.print(f"{name}: loss {losses}; first module with an output that is not finite: {worst}")
     table = Table("parameter", "gradient then", *(f"gradient, {name}" for name in made), "largest weight")
-    table.columns[0].overflow = "fold"  # a name that is cut off names nothing
+    table.columns[0].no_wrap = True  # a name that is cut names nothing
     for name in worst_first(step["layers"], made)[:rows]:
         then = step["layers"].get(name) or {}
         gradient, weight = then.get("gradient") or {}, then.get("weight") or {}

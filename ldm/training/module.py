@@ -82,7 +82,7 @@ class TrainingModule(L.LightningModule, ABC):
         """
         if batch.completes_step:
             self.images_seen += batch.num_slots
-            if is_logged(self.trainer):
+            if self._trainer is not None and is_logged(self.trainer):
                 self.log("train/images_seen", float(self.images_seen), batch_size=len(batch))
 
     def log_step(self, values: Mapping[str, Tensor], batch: Batch) -> None:
@@ -95,7 +95,7 @@ class TrainingModule(L.LightningModule, ABC):
             values: Means over ``batch``, by their names.
             batch: The step's batch on this process, or a piece of it.
         """
-        if not is_logged(self.trainer):
+        if self._trainer is None or not is_logged(self.trainer):  # a step made by hand has nowhere to log
             return
         share = 1 / self.trainer.accumulate_grad_batches
         for name, value in values.items():

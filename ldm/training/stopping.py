@@ -16,7 +16,8 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 INTERRUPTED, PREEMPTED, UNSAVED = 128 + signal.SIGINT, 75, 74
@@ -102,6 +103,25 @@ def leave_keys_alone() -> None:
 
 def leave(code: int) -> Stopped:
     return Interrupted() if code == INTERRUPTED else Preempted()
+
+
+def leave_together(leaving: Stopped) -> NoReturn:
+    """End this process when all of its Slurm step are ready to.
+
+    ``srun --kill-on-bad-exit`` ends a step as soon as one task has left with a code that is not 0. That would cut off
+    the others, who may still be closing files, and with them the code that the batch script waits for.
+    """
+    if "SLURM_STEP_ID" in os.environ and (torch := sys.modules.get("torch")) is not None:
+        if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+            wandb.finish()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _end_workers()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            with suppress(RuntimeError):  # another one is gone already
+                torch.distributed.barrier()
+            os._exit(int(str(leaving.code)))
+    raise leaving
 
 
 def _in_a_worker() -> None:

@@ -29,6 +29,7 @@ PLANNED = (0, INTERRUPTED, PREEMPTED, UNSAVED)
 FIRST = "LDM_FIRST_PROCESS"  # environment variable: the process that started this one
 EVERY = 1.0  # seconds between two looks
 GRACE = 10.0  # seconds for a rank to notice by itself that another is gone, and to close its files
+_named: set[int] = set()  # processes whose death was said
 PATIENCE = 120.0  # seconds for the first one to end after the others left as planned: it may be sending logs
 
 
@@ -46,7 +47,8 @@ def ranks_watched(trainer: Trainer) -> Iterator[None]:
         yield
     except BaseException as error:
         if not isinstance(error, Stopped):
-            for child in getattr(trainer.strategy.launcher, "procs", []):
+            for rank, child in enumerate(getattr(trainer.strategy.launcher, "procs", []), start=1):
+                _name_the_dead(rank, child)  # what failed here may only follow from that
                 child.kill()  # it may wait for us in a collective operation
         raise
     finally:
@@ -75,15 +77,25 @@ def _watch_children(children: Sequence[subprocess.Popen[Any]]) -> None:
     while None in codes:
         time.sleep(EVERY)
         codes = [child.poll() for child in children]
-        for rank, (child, code) in enumerate(zip(children, codes, strict=True), start=1):
-            if code is not None and code not in PLANNED:
-                how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                _say(f"rank {rank} (process {child.pid}) died by {how}; ending the job on all ranks")
+        for rank, child in enumerate(children, start=1):
+            if _name_the_dead(rank, child):
                 for other in children:
                     other.kill()
                 _end_soon(GRACE)
     if any(codes):  # all have left as they were asked to, and the first process is about to
         _end_soon(PATIENCE)
+
+
+def _name_the_dead(rank: int, child: subprocess.Popen[Any]) -> bool:
+    """Whether a rank has died; it is said once."""
+    code = child.poll()
+    if code is None or code in PLANNED:
+        return False
+    if child.pid not in _named:
+        _named.add(child.pid)
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        _say(f"rank {rank} (process {child.pid}) died by {how}; ending the job on all ranks")
+    return True
 
 
 def _end_soon(seconds: float) -> None:

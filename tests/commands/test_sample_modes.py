@@ -185,7 +185,7 @@ def test_the_weaker_checkpoint_is_known_by_its_hash(run: Path, tmp_path: Path) -
     weak.write_bytes(b"something else")
     sample(None, from_image=str(made))
     weak.with_name("earlier.ckpt").unlink()
-    with pytest.raises(ValueError, match=r"guided by checkpoint .* no file looked at has this hash"):
+    with pytest.raises(ValueError, match=r"guided by checkpoint .* none looked at has this hash"):
         sample(None, from_image=str(made))
 
 
