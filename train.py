@@ -16,7 +16,4 @@ if __name__ == "__main__":
 
     from ldm.commands.launch import launch
 
-    try:
-        launch(sys.argv[1:])
-    except stopping.Stopped as leaving:
-        stopping.leave_together(leaving)
+    launch(sys.argv[1:])

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from ldm.commands import compose
 from ldm.commands.errors import reported
 from ldm.commands.messages import ConfigError, nearest
+from ldm.training.stopping import Stopped, leave_together
 
 TRAINING: dict[str, Any] = {
     "record": "ldm.commands.settings.TrainConfig",
@@ -102,7 +103,10 @@ def _train(config: DictConfig) -> float | None:
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("ldm").setLevel(logging.INFO)
-    return train(config)
+    try:
+        return train(config)
+    except Stopped as leaving:
+        leave_together(leaving)
 
 
 def _job(config: DictConfig) -> float | None:
