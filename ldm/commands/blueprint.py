@@ -20,6 +20,7 @@ from ldm.planning.subjects import AutoencoderSubject, DiffusionSubject, Subject
 PUBLISHED = {4: "kl_sd", 16: "kl_sd3", 32: "dc_f32"}  # autoencoders of networks/, by latent channels
 GPU_ONLY = ("ldm.nn.attention.XFormers", "ldm.nn.attention.Flex")
 FUSED = "ldm.nn.attention.SDPA"
+AVERAGE = "ldm.training.ema.EMA"
 
 
 def blueprint(config: DictConfig, *, configs: Path) -> tuple[Subject, list[str]]:
@@ -104,3 +105,11 @@ def without_gpu_kernels(config: DictConfig) -> DictConfig:
     plain = OmegaConf.create(replaced(OmegaConf.to_container(config, resolve=True)))
     assert isinstance(plain, DictConfig)
     return plain
+
+
+def averages(config: DictConfig, *, on_device: bool = True) -> int:
+    """Copies of the trained weights that are averaged; all, or those that lie in the device's memory."""
+    kept = [one for one in config.callbacks.values() if one is not None]
+    kept = [one for one in kept if not (on_device and one.get("on_cpu"))]
+    powers = sum(len(one.sigma_rels) for one in kept if "sigma_rels" in one)
+    return powers + sum(str(one["_target_"]) == AVERAGE for one in kept)

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +15,18 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from ldm.codecs.kl import describe_autoencoder
-from ldm.commands.blueprint import GPU_ONLY, built, without_gpu_kernels
+from ldm.commands.blueprint import GPU_ONLY
+from ldm.commands.checkup_disk import disk
 from ldm.commands.checkup_shards import first_samples
+from ldm.commands.findings import FAIL, OK, WARN, Finding
 from ldm.commands.needs import needs
-from ldm.commands.plan import averages
 from ldm.data.shards import find_shards, index_path
 from ldm.needs import MissingNeeds
 from ldm.planning.hardware import GIB
-from ldm.planning.ledger import count
 from ldm.training.devices import check_devices, choose_precision
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 OWN = ("ldm", "torch", "lightning")
 SHARED_MEMORY = Path("/dev/shm")  # where workers hand pictures over
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """The outcome of one check.
-
-    Attributes:
-        level: "ok", "warn" or "fail".
-        what: Was looked at.
-        found: In words.
-        remedy: What to do, where something is to be done.
-        missing: A file or a package is not there, which has an exit status of its own.
-    """
-
-    level: str
-    what: str
-    found: str
-    remedy: str = ""
-    missing: bool = False
 
 
 def examined(config: DictConfig) -> list[Finding]:
@@ -250,32 +229,6 @@ def captions(config: DictConfig, key: str, shard: Path) -> Iterator[Finding]:
         level = OK if told == len(samples) else WARN
         found = f"{told} of the first {len(samples)} samples have {' or '.join(fields)}"
         yield Finding(level=level, what=f"captions of data.{key}", found=found)
-
-
-def disk(config: DictConfig) -> Iterator[Finding]:
-    """Room for checkpoints; the latents that a training may make are not counted."""
-    with torch.device("meta"):
-        network = built(without_gpu_kernels(config.network))
-    numbers = count(network.parameters())
-    kept = 2  # last and best
-    for one in config.callbacks.values():
-        if one is not None and one.get("keep_every_num_images"):
-            kept += int(config.num_images) // int(one.keep_every_num_images)
-    wanted = kept * numbers * 4 * (3 + averages(config))  # weights and two moments
-    place = Path(config.paths.runs).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    found = f"{free / GIB:,.0f} GiB free at {place}, {kept} checkpoints take about {wanted / GIB:,.1f}"
-    if free < wanted:
-        remedy = "another paths.runs=..., or a larger callbacks.checkpoints.keep_every_num_images"
-        yield Finding(level=FAIL, what="disk", found=found, remedy=remedy)
-    elif not os.access(place, os.W_OK):
-        yield Finding(
-            level=FAIL, what="disk", found=f"{place} cannot be written to", remedy="another paths.runs=..."
-        )
-    else:
-        yield Finding(level=OK, what="disk", found=found)
 
 
 def shared_memory(config: DictConfig) -> Iterator[Finding]:

@@ -15,8 +15,10 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
@@ -42,15 +44,25 @@ class Composed:
 
     config: DictConfig
     given: Sequence[Keys]  # the keys given on the command line
-    sources: Sequence[Source]  # the files, later ones win
+    name: str  # of the primary config
+    overrides: Sequence[str]  # as Hydra saw them
+    folder: Path  # where the configs are
+    searched: Sequence[Any]  # where Hydra looked
 
     def place(self, path: Keys) -> str:
         """Where a key got its value: "command line", "configs/experiment/x.yaml:7", or "" where nothing says so."""
         names = tuple(str(part) for part in path)
         if any(names[: len(keys)] == keys or keys[: len(names)] == names for keys in self.given):
             return "command line"
-        lines = ((source, line_of(source, names)) for source in reversed(self.sources))
+        lines = ((source, line_of(source, names)) for source in reversed(self.sources()))
         return next((f"{source.shown}:{line}" for source, line in lines if line is not None), "")
+
+    def sources(self) -> list[Source]:
+        """The files, later ones win. Hydra goes through all defaults again for it, so only an error asks."""
+        with initialize_config_dir(str(self.folder), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            defaults = loader.compute_defaults_list(self.name, list(self.overrides), RunMode.RUN).defaults
+        return _sources(self.searched, defaults)
 
 
 def load(
@@ -102,7 +114,6 @@ def compose(name: str, overrides: Sequence[str], *, folder: Path = CONFIGS) -> C
         freed = [free(override, groups) for override in parsed]
         try:
             config = hydra_compose(name, freed, return_hydra_config=True)
-            defaults = loader.compute_defaults_list(name, freed, RunMode.RUN).defaults
         except MissingConfigException as error:
             raise _unknown_choice(error, name, overrides, folder) from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -112,13 +123,16 @@ def compose(name: str, overrides: Sequence[str], *, folder: Path = CONFIGS) -> C
                 raise ConfigError(f"~{deletion[1]}: there is no such key; {hint} (command line)") from error
             raise ConfigError(_plain(error)) from error
     _check_hydra(config)
-    sources = _sources(config.hydra.runtime.config_sources, defaults)
+    searched = config.hydra.runtime.config_sources
     with open_dict(config):
         del config["hydra"]
     return Composed(
         config=config,
         given=[_keys(override) for override in parsed if override.key_or_group not in groups],
-        sources=sources,
+        name=name,
+        overrides=freed,
+        folder=folder,
+        searched=searched,
     )
 
 
@@ -184,7 +198,9 @@ def _choices(override: Override) -> list[str]:
 
 
 def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
-    for group in loader.list_groups(parent):
+    # Not loader.list_groups: for each folder it copies all sources first, which took a second for ours.
+    assert isinstance(loader, ConfigLoaderImpl)
+    for group in loader.repository.get_group_options(parent, ObjectType.GROUP):
         name = f"{parent}/{group}" if parent else group
         if name != "hydra":
             yield name

@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from ldm.commands.checkup import FAIL, OK, Finding, examined
+from ldm.commands.checkup import examined
 from ldm.commands.errors import FAILED, MISSING
+from ldm.commands.findings import FAIL, OK, Finding
 
 COLOURS = {OK: "green", FAIL: "bold red"}
 

@@ -10,7 +10,7 @@ import ast
 import keyword
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def run(verb: str, arguments: Sequence[str]) -> Any:
     parameters = found.parameters if found else {}
     of_training: list[str] = []
     if "training" in parameters:  # a command about a training: what is not its own belongs to train.yaml
-        overrides, of_training = _shared_out(overrides, verb)
+        overrides, of_training = _shared_out(overrides, {*parameters} - {"training"})
     if show:
         print(OmegaConf.to_yaml(compose.compose(verb, overrides).config), end="", flush=True)
     config = compose.load(verb, overrides)
@@ -90,11 +90,8 @@ def run(verb: str, arguments: Sequence[str]) -> Any:
     return get_method(known[verb])(**values)
 
 
-def _shared_out(overrides: Sequence[str], verb: str) -> tuple[list[str], list[str]]:
-    """The overrides of a command's own config, and those of the training it is about."""
-    from ldm.commands import compose
-
-    own = set(map(str, compose.compose(verb, []).config)) - {"_target_", "training"}
+def _shared_out(overrides: Sequence[str], own: Set[str]) -> tuple[list[str], list[str]]:
+    """The overrides of a command's own keys, and those of the training it is about."""
     first = [re.split(r"[=./@]", item.lstrip("+~"))[0] for item in overrides]
     mine = [item for item, key in zip(overrides, first, strict=True) if key in own]
     return mine, [item for item, key in zip(overrides, first, strict=True) if key not in own]

@@ -8,18 +8,19 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ldm.commands import compose
-from ldm.commands.blueprint import blueprint, built
+from ldm.commands.blueprint import averages, blueprint, built
+from ldm.commands.disk import amounts
 from ldm.commands.errors import FAILED, fail
 from ldm.commands.messages import ConfigError, first_line
-from ldm.commands.plan_report import Report, disk_of, show
+from ldm.commands.plan_report import Report, show
 from ldm.planning.autocast import PRECISIONS
 from ldm.planning.hardware import GIB, Hardware
 from ldm.planning.memory import Memory, Sharing, memory_of, state_of
 from ldm.planning.step import StepCost, frozen_cost, step_cost
+from ldm.planning.uncompiled import without_compiler
 from ldm.training.devices import choose_precision
 
 SHARDED = ("fsdp", "fullysharded")
-AVERAGE = "ldm.training.ema.EMA"
 
 
 def plan(
@@ -49,7 +50,8 @@ def plan(
         raise ValueError(f"mfu={mfu} is a share of the device's peak, in (0, 1]: 0.35")
     assert training is not None
     try:
-        report = reckoned(training, hardware=hardware, mfu=mfu, num_pictures=num_pictures)
+        with without_compiler():
+            report = reckoned(training, hardware=hardware, mfu=mfu, num_pictures=num_pictures)
     except RuntimeError as error:  # shapes that do not fit each other
         raise ValueError(f"a step of this training fails: {first_line(error)}") from error
     show(report)
@@ -136,7 +138,7 @@ def reckoned(config: DictConfig, *, hardware: Hardware, mfu: float, num_pictures
         batch=batch,
         accumulated=pieces,
         num_images=int(config.num_images),
-        disk=disk_of(config, subject, state, num_pictures=num_pictures),
+        disk=amounts(config, subject, state, num_pictures=num_pictures),
         notes=notes,
         refusal=refusal,
     )
@@ -161,13 +163,6 @@ def device_count(devices: object) -> int:
     if isinstance(devices, str) and "," in devices:
         return len(devices.split(","))
     return len(devices) if isinstance(devices, list) else 1
-
-
-def averages(config: DictConfig) -> int:
-    """Copies of the trained weights that are averaged on the device."""
-    kept = [one for one in config.callbacks.values() if one is not None and not one.get("on_cpu")]
-    powers = sum(len(one.sigma_rels) for one in kept if "sigma_rels" in one)
-    return powers + sum(str(one["_target_"]) == AVERAGE for one in kept)
 
 
 def strategy(config: DictConfig) -> str:

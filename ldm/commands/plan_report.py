@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from ldm.commands.disk import Amount
 from ldm.planning.autocast import Precision
 from ldm.planning.hardware import GIB, Hardware
 from ldm.planning.ledger import count
 from ldm.planning.memory import Memory, Sharing, State
 from ldm.planning.step import StepCost
-from ldm.planning.subjects import DiffusionSubject, Subject
+from ldm.planning.subjects import Subject
 
 WORDS = {
     "weights": "weights",
@@ -27,18 +26,6 @@ WORDS = {
     "gathered": "gathered blocks",
     "activations": "activations",
 }
-BYTES_PER_PIXEL = 0.3  # of a JPEG of good quality; only where the shards are not there to be measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class Disk:
-    """Bytes on disk; None where nobody can know."""
-
-    shards: int | None
-    measured: bool  # the shards are there
-    latents: int | None
-    checkpoint: int
-    num_checkpoints: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +48,7 @@ class Report:
     batch: int
     accumulated: int
     num_images: int
-    disk: Disk
+    disk: list[Amount]
     notes: list[str]
     refusal: str
 
@@ -146,41 +133,9 @@ def time(report: Report) -> Table:
 
 def disk(report: Report) -> Table:
     table = _table("disk", "GiB")
-    one = report.disk
-    origin = "as they are" if one.measured else "estimated"
-    table.add_row(
-        f"shards, {origin}", "unknown: num_pictures=..." if one.shards is None else _gib(one.shards)
-    )
-    if one.latents is not None:
-        table.add_row("latents", _gib(one.latents))
-    table.add_row(f"{one.num_checkpoints} checkpoints", _gib(one.checkpoint * one.num_checkpoints))
+    for one in report.disk:
+        table.add_row(one.what, f"unknown: {one.remedy}" if one.size is None else _gib(one.size))
     return table
-
-
-def disk_of(config: DictConfig, subject: Subject, state: State, *, num_pictures: int | None) -> Disk:
-    """What a training reads and writes."""
-    folder = Path(str(config.data.train_shards))
-    tars = list(folder.glob("*.tar")) if folder.is_dir() else []
-    shards = sum(tar.stat().st_size for tar in tars) if tars else None
-    measured = shards is not None
-    side = int(config.data.image_size)
-    if shards is None and num_pictures is not None:
-        shards = int(num_pictures * side**2 * BYTES_PER_PIXEL)
-    latents = None
-    if num_pictures is not None and "folder" in config.data and isinstance(subject, DiffusionSubject):
-        channels, height, width = subject.latents
-        latents = num_pictures * 2 * channels * height * width * 2  # moments, float16
-    kept = 2  # last and best
-    for one in config.callbacks.values():
-        if one is not None and one.get("keep_every_num_images"):
-            kept += int(config.num_images) // int(one["keep_every_num_images"])
-    return Disk(
-        shards=shards,
-        measured=measured,
-        latents=latents,
-        checkpoint=state.trained * 4 * (1 + state.averages) + state.optimizer,
-        num_checkpoints=kept,
-    )
 
 
 def _table(*titles: str) -> Table:
@@ -195,4 +150,4 @@ def _tera(flops: int) -> str:
 
 
 def _gib(size: int) -> str:
-    return f"{size / GIB:,.1f}"
+    return f"{size / GIB:,.1f}" if size > GIB else f"{size / GIB:,.3f}"

@@ -80,8 +80,6 @@ class Replay:
 
     def _stand_in(self, block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def replayed(*args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
             flat, spec = tree_flatten((args, kwargs))
             kind = kind_of(block, flat)
             if kind not in self.costs:
@@ -106,11 +104,11 @@ def kind_of(block: nn.Module, flat: Sequence[Any]) -> Hashable:
     inputs = tuple(
         (tuple(x.shape), x.dtype, x.requires_grad) if isinstance(x, Tensor) else repr(x) for x in flat
     )
-    return (type(block), repr(block), parameters, inputs)
+    return (type(block), repr(block), parameters, inputs, torch.is_grad_enabled())
 
 
 def measured(block: nn.Module, forward: Callable[..., Any], flat: Sequence[Any], spec: TreeSpec) -> BlockCost:
-    """Run a block forward and backward on inputs like these."""
+    """Run a block on inputs like these: forward, and backward where there is anything to train."""
     copies = [
         torch.empty_like(x).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in flat
     ]
@@ -134,9 +132,8 @@ def measured(block: nn.Module, forward: Callable[..., Any], flat: Sequence[Any],
         before = ledger.live
         ledger.peak = ledger.live
         trained = [x for x in made if x.requires_grad]
-        gradients = [torch.empty_like(x) for x in trained]
-        torch.autograd.backward(trained, gradients)
-        del gradients
+        if trained:
+            torch.autograd.backward(trained, [torch.empty_like(x) for x in trained])
     parameters = [p.grad for p in block.parameters() if p.grad is not None]
     cost = BlockCost(
         held=max(0, held),

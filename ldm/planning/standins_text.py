@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import MatmulAttention, SelfAttention
+from ldm.nn.blocks import HasBlocks
 from ldm.nn.layers import FeedForward
 
 
@@ -47,6 +48,9 @@ class PlannedText(nn.Module):
         self.others = nn.ParameterList(torch.empty(shape, device="meta") for shape in others)
         self.to(dtype).requires_grad_(False)
 
+    def blocks_to_wrap(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def forward(self, captions: Sequence[str]) -> Conditioning:
         batch = len(captions)
         x = torch.empty(batch, self.length, self.width, device="meta", dtype=self.dtype)
@@ -63,6 +67,14 @@ class PlannedJoined(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.width, self.pooled_width, self.length = width, pooled_width, length
+
+    def blocks_to_wrap(self) -> list[nn.Module]:
+        return [
+            block
+            for encoder in self.encoders
+            if isinstance(encoder, HasBlocks)
+            for block in encoder.blocks_to_wrap()
+        ]
 
     def forward(self, captions: Sequence[str]) -> list[Conditioning]:
         return [encoder(captions) for encoder in self.encoders]

@@ -66,7 +66,8 @@ def frozen_cost(subject: Subject, *, gpu: bool, precision: Precision) -> FrozenC
     flops, peak = {}, 0
     for name, run in subject.running_frozen().items():
         ledger = Ledger()
-        with AsOn(gpu=gpu, precision=precision), ledger, torch.no_grad():
+        blocks = Replay(ledger).of([subject.frozen()[name]])
+        with AsOn(gpu=gpu, precision=precision), blocks, ledger, torch.no_grad():
             run()
         flops[name], peak = ledger.flops, max(peak, ledger.peak)
     return FrozenCost(flops=flops, peak=peak)

@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Protocol
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from ldm.diffusion.schedules import log_snr, t_at_log_snr
@@ -67,6 +66,8 @@ class Beta:
             raise ValueError(f"Beta needs alpha > 0 and beta > 0, got alpha={self.alpha}, beta={self.beta}")
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int, *, t_range: tuple[float, float]) -> Tensor:
+        from scipy.special import betaincinv  # a large import, for this grid only
+
         quantiles = betaincinv(self.alpha, self.beta, _ramp(num_steps).numpy())
         return _curved(torch.from_numpy(quantiles), t_range)
 

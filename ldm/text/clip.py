@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -298,11 +301,10 @@ class OpenClipWeights:
 
     def _published(self) -> tuple[str, list[str], str]:
         """Repository on the hub, its files in the order of preference, and a URL or ""."""
-        from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-        found = get_pretrained_cfg(str(self.model), str(self.tag))
+        catalogue = _catalogue()
+        found = catalogue.get_pretrained_cfg(str(self.model), str(self.tag))
         if not found or not found.get("hf_hub"):
-            tags = ", ".join(list_pretrained_tags_by_model(str(self.model))) or "none"
+            tags = ", ".join(catalogue.list_pretrained_tags_by_model(str(self.model))) or "none"
             raise ValueError(
                 f"open_clip has no weights {self.tag!r} of {self.model!r} on the Hugging Face hub; its tags: {tags}"
             )
@@ -347,6 +349,21 @@ def _load(clip: Any, state: dict[str, Tensor], weights: OpenClipWeights, dtype: 
         raise ValueError(f"the weights {name} are not of this architecture: {'; '.join(wrong[:3])}")
     clip.load_state_dict({name: x.to(dtype) for name, x in state.items()}, assign=True)
     clip.attn_mask = clip.build_causal_mask()  # no part of the state, so still on the meta device
+
+
+@cache
+def _catalogue() -> Any:
+    """open_clip's module ``pretrained``, which lists its weights, without the rest of the package.
+
+    The package itself imports all models, torchvision and transformers at once: up to ten seconds, for the name of a
+    file.
+    """
+    found = importlib.util.find_spec("open_clip")
+    assert found is not None and found.submodule_search_locations is not None
+    shell = ModuleType("open_clip_alone")
+    shell.__path__ = list(found.submodule_search_locations)
+    sys.modules[shell.__name__] = shell
+    return importlib.import_module(f"{shell.__name__}.pretrained")
 
 
 def _clip_cache() -> Path:

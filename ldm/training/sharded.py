@@ -1,41 +1,57 @@
-"""Tensors that are spread over processes (DTensor, under FSDP) and plain ones, handled alike."""
+"""Tensors that are spread over processes (DTensor, under FSDP) and plain ones, handled alike.
+
+torch.distributed.tensor and torch.distributed.fsdp take two seconds to import. Where nobody has imported them no tensor
+is spread, so they are asked for only where they are there already: optimizers need this file, and a plan needs those.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def spread(x: Any) -> TypeGuard[DTensor]:
+    """Whether ``x`` is a tensor that is spread over processes."""
+    home = sys.modules.get("torch.distributed.tensor")
+    return home is not None and isinstance(x, home.DTensor)
 
 
 def local(x: Tensor) -> Tensor:
     """What this process holds of ``x``: a view, so that writing into it writes into ``x``."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if spread(x) else x
 
 
 def full(x: Tensor) -> Tensor:
     """The whole of ``x``; where it is spread, all processes must ask together."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if spread(x) else x
 
 
 def full_of(held: Tensor, like: Tensor) -> Tensor:
     """The whole of a tensor of which each process holds what it holds of ``like``; all must ask together."""
-    if not isinstance(like, DTensor):
+    if not spread(like):
         return held
+    from torch.distributed.tensor import DTensor
+
     mesh = like.device_mesh
-    spread = DTensor.from_local(
+    shared = DTensor.from_local(
         held.to(like.device), mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
-    return spread.full_tensor()
+    return shared.full_tensor()
 
 
 def spread_like(x: Tensor, like: Tensor) -> Tensor:
     """``x``, whole and the same on all processes, spread as ``like`` is; nothing is sent."""
-    if not isinstance(like, DTensor):
+    if not spread(like):
         return x
+    from torch.distributed.tensor import distribute_tensor
+
     x = x.to(like.device, like.dtype)
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
@@ -47,7 +63,7 @@ def full_state(x: Any, *, keep: bool) -> Any:
         x: Dictionaries and lists of tensors and other values.
         keep: False gives None in place of spread tensors: for processes that take part and write nothing.
     """
-    if isinstance(x, DTensor):
+    if spread(x):
         whole = full(x.detach())
         return whole.cpu() if keep else None
     if isinstance(x, Mapping):
@@ -59,8 +75,9 @@ def full_state(x: Any, *, keep: bool) -> Any:
 
 def changed(module: nn.Module) -> None:
     """Tell FSDP that weights were written into, so that no gathered copy of the former ones is used again."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
+    home = sys.modules.get("torch.distributed.fsdp")
+    for part in module.modules() if home is not None else ():
+        if isinstance(part, home.FSDPModule):
             part.reshard()
 
 
@@ -70,7 +87,7 @@ def plain_name(name: str) -> str:
 
 
 def is_spread(module: nn.Module) -> bool:
-    return any(isinstance(p, DTensor) for p in module.parameters())
+    return any(spread(p) for p in module.parameters())
 
 
 def no_gradient_copy(x: Tensor, *, device: torch.device | None = None) -> Tensor:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ldm.commands import launch
-from ldm.commands.checkup import FAIL, OK, WARN, Finding, examined
+from ldm.commands.checkup import examined
+from ldm.commands.findings import FAIL, OK, WARN, Finding
 from ldm.commands.main import main
 from ldm.commands.shapes import shapes
 

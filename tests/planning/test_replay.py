@@ -11,6 +11,7 @@ from torch import nn
 from ldm.planning.autocast import PRECISIONS, AsOn
 from ldm.planning.ledger import Ledger
 from ldm.planning.replay import Replay
+from ldm.planning.standins_text import PlannedJoined, planned_clip
 from tests.planning.networks import NETWORKS, inputs
 
 
@@ -36,6 +37,36 @@ def test_replayed_sums_are_those_of_running_every_block(name: str, gpu: bool) ->
     played, run = sums(network, replay=True, gpu=gpu), sums(network, replay=False, gpu=gpu)
     assert [played[0], played[3]] == [run[0], run[3]]
     assert played == pytest.approx(run, rel=0.02)
+
+
+@pytest.mark.parametrize("num_run", [None, 2])
+def test_replayed_blocks_of_a_frozen_encoder_are_those_of_running_each(num_run: int | None) -> None:
+    with torch.device("meta"):
+        encoders = [
+            planned_clip(
+                width=width,
+                heads=2,
+                layers=4,
+                projection=32,
+                vocab_size=100,
+                context_length=9,
+                pooled_width=0,
+                length=9,
+                num_run=num_run,
+                dtype=torch.float32,
+            )
+            for width in (32, 48)
+        ]
+    joined = PlannedJoined(encoders, width=80, pooled_width=0, length=9)
+    found = []
+    for replay in (True, False):
+        ledger = Ledger()
+        blocks = Replay(ledger).of([joined]) if replay else nullcontext()
+        with AsOn(gpu=True, precision=PRECISIONS["bf16-mixed"]), blocks, ledger, torch.no_grad():
+            joined(["a", "b"])
+        found.append((ledger.flops, ledger.peak))
+    assert found[0] == found[1]
+    assert found[0][0] > 0
 
 
 @pytest.mark.parametrize("name", NETWORKS)
