@@ -2,6 +2,7 @@
 
 python benchmarks/reliability.py kills=50 real=10 signals=120 saves=200      all of them
 python benchmarks/reliability.py kills=0 real=0 signals=0 saves=1000         saves only
+python benchmarks/reliability.py only='1 and 2 in turn' real=0 ...           one kind of kills, or of real, by its name
 
 - kills: kill -9 at random moments of a small training, on one process, on two, on one and two in turn, and on two that
   share the weights (FSDP) and save in the background. At the end no sample was lost or seen twice, and weights,
@@ -92,16 +93,24 @@ REAL = {
 
 
 def main(arguments: list[str]) -> int:
-    given = {"kills": "50", "real": "10", "signals": "120", "saves": "200", "seed": "0", "out": ""}
+    given = {
+        "kills": "50",
+        "real": "10",
+        "signals": "120",
+        "saves": "200",
+        "seed": "0",
+        "out": "",
+        "only": "",
+    }
     given |= dict(item.split("=", 1) for item in arguments)
     random_ = random.Random(int(given["seed"]))
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         if int(given["kills"]):
-            results["kills"] = kills(place / "kills", int(given["kills"]), random_)
+            results["kills"] = kills(place / "kills", int(given["kills"]), random_, given["only"])
         if int(given["real"]):
-            results["real"] = real(place / "real", int(given["real"]), random_)
+            results["real"] = real(place / "real", int(given["real"]), random_, given["only"])
         if int(given["signals"]):
             results["signals"] = signals(place / "signals", int(given["signals"]), random_)
         if int(given["saves"]):
@@ -113,11 +122,13 @@ def main(arguments: list[str]) -> int:
     return int(any(result["failures"] for result in results.values()))
 
 
-def kills(place: Path, count: int, random_: random.Random) -> dict[str, Any]:
+def kills(place: Path, count: int, random_: random.Random, only: str = "") -> dict[str, Any]:
     """``count`` kills of each of the kinds of run."""
     failures: list[str] = []
     met = {}
     for name, kind in KINDS.items():
+        if only not in ("", name):
+            continue
         worlds, sharded = kind["worlds"], kind.get("sharded", False)
         whole = place / f"whole, {name}"
         assert set(finish(start(whole, num_images=IMAGES, world_size=worlds[0], sharded=sharded))) == {0}
@@ -139,7 +150,7 @@ def kills(place: Path, count: int, random_: random.Random) -> dict[str, Any]:
     return {"trials": met, "failures": failures}
 
 
-def real(place: Path, count: int, random_: random.Random) -> dict[str, Any]:
+def real(place: Path, count: int, random_: random.Random, only: str = "") -> dict[str, Any]:
     """``count`` kills of an autoencoder's and a denoiser's training, on one process and on two."""
     failures: list[str] = []
     met = {}
@@ -147,6 +158,9 @@ def real(place: Path, count: int, random_: random.Random) -> dict[str, Any]:
     run_here("shapes", str(place))
     for task, world_size in itertools.product(REAL, (1, 2)):
         name = f"{task}, {world_size} process{'es' if world_size > 1 else ''}"
+        wanted = only in ("", task, name)
+        if not wanted and (task, world_size) != ("autoencoder", 1):  # the denoiser works on its latents
+            continue
         own = [*REAL[task], *SMALL, f"name={task}-{world_size}", f"trainer.devices={world_size}"]
         own += ["trainer.strategy=ddp"] if world_size > 1 else []
         if task == "denoiser":
@@ -155,6 +169,9 @@ def real(place: Path, count: int, random_: random.Random) -> dict[str, Any]:
         assert set(
             finish(started(train_here, str(place), [*own, "run_id=whole"], world_size=world_size))
         ) == {0}
+
+        if not wanted:
+            continue
 
         def begin(_: int, own: list[str] = own, runs: Path = runs, n: int = world_size) -> list[Any]:
             there = (runs / "killed/config.yaml").is_file()
