@@ -28,12 +28,13 @@ from ldm.training.wandb_parts import STEP, join, offline_parts, row_of
 from tests.training.reliable import newest
 
 ROOT = Path(__file__).resolve().parents[1]
+IMAGES, BATCH = 480, 4
 TRAINING = [
     "experiment=shapes_vae",
     "network.channels=[16,16]",
     "network.encoder_channels=[16,16]",
-    "data.batch_size=4",
-    "num_images=800",
+    f"data.batch_size={BATCH}",
+    f"num_images={IMAGES}",
     "trainer=ddp",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
@@ -94,7 +95,7 @@ def compare(times: int) -> int:
         row_of(record) for record in read_records(file) if record.WhichOneof("record_type") == "history"
     ]
     steps = [row[STEP] for row in history if "train/loss" in row]
-    problems += [] if steps == list(range(200)) else [f"W&B's rows: {steps}"]
+    problems += [] if steps == list(range(IMAGES // BATCH)) else [f"W&B's rows: {steps}"]
     print(f"{said.count('continuing')} continuations, {len(parts)} parts for W&B, ids {sorted(ids)}, "
           f"{len(rows(run))} rows of metrics.csv, {len(history)} joined")  # fmt: skip
     for problem in problems:
