@@ -5,6 +5,7 @@
 #   slurm/local_cluster.sh stop
 #   slurm/local_cluster.sh status
 #
+# Jobs of the partition urgent take nodes from those of main, which are told a minute before and go back into the queue.
 # Everything it writes is in FOLDER (default /tmp/ldm-slurm), but for two names in /etc/hosts. Clients find it by
 # SLURM_CONF=$FOLDER/slurm.conf, which `start` prints.
 set -euo pipefail
@@ -37,12 +38,13 @@ configure() {
         dd if=/dev/urandom of="$FOLDER/munge/key" bs=1024 count=1 status=none
     fi
     chmod 700 "$FOLDER/munge" && chmod 400 "$FOLDER/munge/key"
+    # A job that is put back waits until its credentials have expired, and a second more: two minutes without cred_expire.
     cat >"$FOLDER/slurm.conf" <<CONF
 ClusterName=ldm
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$FOLDER/munge/socket
+AuthInfo=socket=$FOLDER/munge/socket,cred_expire=10
 CryptoType=crypto/munge
 CredType=cred/munge
 SlurmctldPort=$PORT
@@ -67,7 +69,10 @@ MinJobAge=300
 KillWait=5
 NodeName=n1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((PORT + 1)) CPUs=$CPUS State=UNKNOWN
 NodeName=n2 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((PORT + 2)) CPUs=$CPUS State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE PriorityTier=10 PreemptMode=OFF
 CONF
 }
 

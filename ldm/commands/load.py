@@ -15,7 +15,7 @@ from torch import nn
 from ldm.commands.needs import refuse_missing
 from ldm.commands.schema import check
 from ldm.training.checkpoint import load_parts, load_weights, read_run
-from ldm.training.folders import file_hash
+from ldm.training.hashing import file_hash
 from ldm.training.run import RunFolder
 from ldm.training.snapshots import find_average, read_average
 

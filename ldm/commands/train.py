@@ -6,6 +6,7 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.guide import check_training
 from ldm.commands.needs import refuse_missing
-from ldm.training.checkpoint import is_checkpoint, list_checkpoints
+from ldm.training.checkpoint import is_checkpoint, list_checkpoints, read_checkpoint
 from ldm.training.devices import check_devices, choose_precision
 from ldm.training.fit import fit
 from ldm.training.initial import begin_with
@@ -76,6 +77,8 @@ def train(config: DictConfig) -> float | None:
             print(begin_with(module, start, runs=config.paths.runs, other_text=other_text))
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
         with locked(path) if is_main_process() else nullcontext():
+            if checkpoint is not None:
+                refuse_unfit(module, checkpoint)
             command = ["python", *sys.argv]
             folder = start_run(path, config=config, command=command, resume=resumed is not None)
             note_text_contract(folder, module)
@@ -101,6 +104,28 @@ def to_go_on_from(where: Path) -> tuple[RunFolder, Path | None]:
         return RunFolder(where.parent.parent), where
     run = RunFolder(where)
     return run, run.checkpoints if list_checkpoints(run.checkpoints) else None
+
+
+def refuse_unfit(module: Any, checkpoint: Path) -> None:
+    """Let the module say that a checkpoint is not its own, before the run folder is touched.
+
+    Only names and shapes are looked at, so no hash is compared: that is done when the training begins. What cannot be
+    read is left to that, too.
+
+    Args:
+        module: Just built.
+        checkpoint: One, or the folder of all.
+
+    Raises:
+        ValueError: It is of another network, of other latents, or of another text encoder.
+    """
+    for path in [checkpoint] if is_checkpoint(checkpoint) else list_checkpoints(checkpoint):
+        try:
+            content = read_checkpoint(path, optimizer=False, verified=True, shares=True)
+        except (ValueError, OSError, RuntimeError, KeyError, UnpicklingError):
+            continue
+        module.on_load_checkpoint(content)
+        return
 
 
 def note_text_contract(folder: RunFolder, module: Any) -> None:

@@ -74,6 +74,7 @@ class Generation:
         latent_size: tuple[int, int],
         batch_size: int,
         on_batch: Callable[[int], None] | None = None,
+        on_step: StepCallback | None = None,
     ) -> Tensor:
         """prompts and seeds, one of each per picture -> (N, 3, fH, fW) uint8 on the CPU; see ``pictures``.
 
@@ -85,7 +86,9 @@ class Generation:
                 f"got {len(prompts)} prompts and {len(seeds)} seeds; needed is one seed per prompt"
             )
         requests = [Request(prompt=prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        return self.pictures(requests, latent_size=latent_size, batch_size=batch_size, on_batch=on_batch)
+        return self.pictures(
+            requests, latent_size=latent_size, batch_size=batch_size, on_batch=on_batch, on_step=on_step
+        )
 
     def pictures(
         self,

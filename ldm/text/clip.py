@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.needs import Need, package, refuse_unmet
+from ldm.nn.fitting import misfits
 from ldm.text.clip_checkpoint import read_text_side
 from ldm.text.clip_transformers import as_transformers, spoken, write_vocabulary
 from ldm.text.files import cache_folder, downloading
@@ -336,17 +337,9 @@ class OpenClipWeights:
 
 
 def _load(clip: Any, state: dict[str, Tensor], weights: OpenClipWeights, dtype: torch.dtype) -> None:
-    own = clip.state_dict()
-    wrong = [f"it lacks {name}" for name in own if name not in state]
-    wrong += [f"{name} has no place" for name in state if name not in own]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(x.shape)}"
-        for name, x in own.items()
-        if name in state and state[name].shape != x.shape
-    ]
-    if wrong:
+    if wrong := misfits(clip, state):
         name = weights.path or f"{weights.model} {weights.tag}"
-        raise ValueError(f"the weights {name} are not of this architecture: {'; '.join(wrong[:3])}")
+        raise ValueError(f"the weights {name} are not of this architecture: {wrong}")
     clip.load_state_dict({name: x.to(dtype) for name, x in state.items()}, assign=True)
     clip.attn_mask = clip.build_causal_mask()  # no part of the state, so still on the meta device
 

@@ -10,7 +10,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ldm.training.sharded import changed, full, full_of, local, no_gradient_copy, plain_name, spread_like
+from ldm.training.sharded import (
+    Share,
+    Stored,
+    changed,
+    full,
+    full_of,
+    local,
+    no_gradient_copy,
+    plain_name,
+    share_of,
+    spread_like,
+)
 
 State = dict[str, dict[str, Tensor]]  # part -> name -> tensor
 
@@ -69,9 +80,20 @@ class Average:
                     found[part][plain_name(name)] = whole
         return found
 
+    def shares(self) -> dict[str, dict[str, Tensor | Share]]:
+        """What ``state`` gives, of spread tensors what this process holds; nothing is sent."""
+        averages = {id(weight): value for weight, value in zip(self.weights, self.values, strict=True)}
+        return {
+            part: {
+                plain_name(name): share_of(averages.get(id(x), local(x.detach())), x)
+                for name, x in module.state_dict(keep_vars=True).items()
+            }
+            for part, module in self.parts.items()
+        }
+
     @torch.no_grad()
-    def load(self, state: State) -> None:
-        """Take over what ``state`` gave, on any number of processes.
+    def load(self, state: Mapping[str, Mapping[str, Tensor | Stored]]) -> None:
+        """Take over what ``state`` or ``shares`` gave, on any number of processes.
 
         Raises:
             ValueError: It is of other parts.

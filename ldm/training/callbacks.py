@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from ldm.training.flops import StepCounter, peak_memory, peak_rate
+from ldm.training.leaving import LeftUndone
 from ldm.training.plots import draw_metrics
 from ldm.training.sharded import full
 
@@ -54,13 +55,16 @@ class EveryNumImages(Callback, ABC):
         self.at_end = at_end
         self._seen = 0  # images seen when last looked
         self._acted = -1  # images seen when last acted
+        self._left_at: int | None = None  # images seen when it was given up because the training had to leave
 
     @abstractmethod
     def act(self, trainer: Trainer, module: LightningModule) -> None:
-        """Do it; called on all processes."""
+        """Do it; called on all processes. May raise ``LeftUndone``: it is then done when the training goes on."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen = _images_seen(pl_module)
+        if self._left_at == self._seen:
+            self._act(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,11 +77,24 @@ class EveryNumImages(Callback, ABC):
         if self.at_end and self._acted != self._seen:
             self._act(trainer, pl_module)
 
+    @property
+    def is_left(self) -> bool:
+        """Whether it waits for the training to go on."""
+        return self._left_at is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._left_at is None else {"left_at": self._left_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._left_at = state_dict.get("left_at")
+
     def _act(self, trainer: Trainer, module: LightningModule) -> None:
-        self._acted = self._seen
+        self._acted, self._left_at = self._seen, None
         with untimed(trainer):
             try:
                 self.act(trainer, module)
+            except LeftUndone:
+                self._left_at = self._seen
             except OSError as error:  # a full disk: pictures are no reason to stop
                 log.warning("%s could not be written: %s", type(self).__name__, error)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ldm import interfaces
 from ldm.interfaces import Batch
 from ldm.training.folders import folder_name
-from ldm.training.sharded import full_state, local, plain_name
+from ldm.training.sharded import full, full_state, plain_name
 
 STEP, WEIGHTS = "step.json", "weights.pt"
 
@@ -67,6 +67,14 @@ def write_capsule(
         name: {plain_name(key): x for key, x in full_state(part.state_dict(), keep=first).items()}
         for name, part in parts.items()
     }
+    layers = {
+        f"{name}.{plain_name(key)}": {
+            "weight": statistics(x),
+            "gradient": None if x.grad is None else statistics(x.grad),
+        }
+        for name, part in parts.items()
+        for key, x in part.named_parameters()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     torch.save([plain(piece) for piece in pieces], folder / f"batch-rank_{trainer.global_rank}.pt")
     if not first:
@@ -80,14 +88,7 @@ def write_capsule(
         "seed": getattr(module, "seed", None),
         "losses": [number(loss) for loss in losses],
         "keys": [key for piece in pieces for key in piece.keys],
-        "layers": {
-            f"{name}.{plain_name(key)}": {
-                "weight": statistics(x),
-                "gradient": None if x.grad is None else statistics(x.grad),
-            }
-            for name, part in parts.items()
-            for key, x in part.named_parameters()
-        },
+        "layers": layers,
     }
     (folder / STEP).write_text(json.dumps(step, indent=1) + "\n")
 
@@ -110,8 +111,8 @@ def read_capsule(folder: Path) -> Capsule:
 
 
 def statistics(x: Tensor) -> dict[str, float | str]:
-    """Of this process's share: root mean square and largest magnitude of what is finite, and how much is not."""
-    x = local(x.detach()).float()
+    """Root mean square and largest magnitude of what is finite, and how much is not; of the whole of what is spread."""
+    x = full(x.detach()).float()
     finite = torch.isfinite(x)
     good = torch.where(finite, x, 0.0)
     rms = good.square().sum() / finite.sum().clamp(min=1)

@@ -28,17 +28,18 @@ from torch import Tensor, nn
 from ldm.training.folders import (
     MANIFEST,
     DamagedCheckpoint,
-    file_hash,
     images_of,
     read_folder,
     verify,
     whole_folders,
 )
+from ldm.training.hashing import file_hash
 from ldm.training.run import RunFolder, find_run
+from ldm.training.sharded import Share
 
 log = logging.getLogger(__name__)
 
-PLAIN = (Tensor, int, float, str, bool, bytes, type(None), torch.Size, torch.dtype, torch.device)
+PLAIN = (Tensor, Share, int, float, str, bool, bytes, type(None), torch.Size, torch.dtype, torch.device)
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,16 @@ def read_run(where: str | Path, *, runs: str | Path = "runs") -> SavedRun:
     return SavedRun(folder, config, content, checkpoint, checkpoint_hash(checkpoint))
 
 
-def read_checkpoint(path: str | Path, *, optimizer: bool = True, verified: bool = False) -> dict[str, Any]:
-    """The content of a folder or a file, tensors on the CPU and mapped from the disk until they are used."""
+def read_checkpoint(
+    path: str | Path, *, optimizer: bool = True, verified: bool = False, shares: bool = False
+) -> dict[str, Any]:
+    """The content of a folder or a file, tensors on the CPU and mapped from the disk until they are used.
+
+    Args:
+        optimizer, verified, shares: See ``read_folder``.
+    """
     if Path(path).is_dir():
-        return read_folder(Path(path), optimizer=optimizer, verified=verified)
+        return read_folder(Path(path), optimizer=optimizer, verified=verified, shares=shares)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 

@@ -98,6 +98,10 @@ class WeightAverage(Callback, ABC):
             self._swap()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Give the module its trained weights again, if the averaged ones stand in for them."""
         if self._swapped:
             self._swap()
 
@@ -117,7 +121,7 @@ class WeightAverage(Callback, ABC):
                 "a checkpoint cannot be saved while the averaged weights stand in for the trained"
             )
         if self.averages:
-            states = [average.state(keep=trainer.is_global_zero) for average in self.averages]
+            states = [average.shares() for average in self.averages]
             checkpoint["ema"] = states[self.shown]
             others = {
                 name: state
@@ -176,6 +180,13 @@ def averaged_weights(trainer: Trainer, module: LightningModule) -> AbstractConte
         if isinstance(callback, WeightAverage):
             return callback.weights_in(module)
     return _as_they_are()
+
+
+def put_back(trainer: Trainer) -> None:
+    """Of the trainer's averages: see ``WeightAverage.put_back``."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAverage):
+            callback.put_back()
 
 
 @contextmanager

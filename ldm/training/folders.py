@@ -10,6 +10,9 @@
         tensors.pt      what else there is that JSON cannot hold
         manifest.json   size and sha256 of each of these, versions, world size; written last
 
+Where several processes each hold a share of the tensors (FSDP), the files named .pt, but for tensors.pt, are folders
+with a file of each process: see ``pieces.py``.
+
 It is written beside its place as ``.tmp-images_000020000``, flushed to the disk file by file, and renamed once: a
 reader or a power cut finds all of it or nothing. Every bit is under a hash, the manifest's own included, and is
 compared before it is used. All of it is plain data that loads with ``weights_only=True``.
@@ -25,16 +28,19 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 import torch
+
+from ldm.training.hashing import Hashing, file_hash
+from ldm.training.pieces import put_together, read_shares
 
 MANIFEST, STATE, OTHERS = "manifest.json", "state.json", "tensors.pt"
 FILES = {"weights.pt": ("state_dict",), "averages.pt": ("ema", "other_averages")} | {
     "optimizer.pt": ("optimizer_states", "lr_schedulers")
 }
 OPTIMIZER = "optimizer.pt"  # what only a training that goes on needs
-FORMAT = 1
+FORMAT, SHARED_FORMAT = 1, 2
 _NAME = re.compile(r"images_(\d+)")
 
 
@@ -76,8 +82,8 @@ def write_checkpoint(checkpoint: Mapping[str, Any], place: Path, *, about: Mappi
     try:
         remove(draft)
         draft.mkdir(parents=True)
-        files = {name: _write(draft / name, content) for name, content in _divided(checkpoint).items()}
-        _write(draft / MANIFEST, _manifest({"format": FORMAT, **about, "files": files}))
+        files = {name: write_file(draft / name, content) for name, content in divided(checkpoint).items()}
+        write_file(draft / MANIFEST, manifest_text({"format": FORMAT, **about, "files": files}))
         sync_folder(draft)
         put(draft, place)
     except OSError:
@@ -129,11 +135,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _divided(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """File name -> what it holds: dictionaries for torch.save, text for JSON."""
+def divided(checkpoint: Mapping[str, Any], groups: Mapping[str, Sequence[str]] = FILES) -> dict[str, Any]:
+    """File name -> what it holds: dictionaries for torch.save, text for JSON.
+
+    Args:
+        groups: File name -> the entries that it is for; others go where they can.
+    """
     left = dict(checkpoint)
     files: dict[str, Any] = {}
-    for name, keys in FILES.items():
+    for name, keys in groups.items():
         if held := {key: left.pop(key) for key in keys if key in left}:
             files[name] = held
     plain = {key: value for key, value in left.items() if is_json(value)}
@@ -141,6 +151,12 @@ def _divided(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         files[OTHERS] = others
     files[STATE] = json.dumps(plain, indent=1) + "\n"
     return files
+
+
+def group_of(file: str) -> str:
+    """The name in ``FILES`` that a file's content has: "weights.pt" for weights/shard-00001-....safetensors, too."""
+    folder, slash, _ = file.partition("/")
+    return f"{folder}.pt" if slash else file
 
 
 def is_json(value: Any) -> bool:
@@ -152,31 +168,9 @@ def is_json(value: Any) -> bool:
     return value is None or type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))
 
 
-class _Hashing:
-    """A file that counts and hashes what it is given: compared later is what was meant, not what arrived."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.size, self.hash = file, 0, hashlib.sha256()
-        self.failure: BaseException | None = None  # torch would tell it in other words
-
-    def write(self, data: Any) -> int:
-        try:
-            self.file.write(data)
-        except BaseException as error:
-            self.failure = error
-            raise
-        self.hash.update(data)
-        size = len(data)
-        self.size += size
-        return size
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _write(path: Path, content: Any) -> dict[str, Any]:
+def write_file(path: Path, content: Any) -> dict[str, Any]:
     with path.open("wb", buffering=1 << 20) as file:
-        hashing = _Hashing(file)
+        hashing = Hashing(file)
         if isinstance(content, str):
             hashing.write(content.encode())
         else:
@@ -186,10 +180,10 @@ def _write(path: Path, content: Any) -> dict[str, Any]:
                 raise (hashing.failure or error) from None
         file.flush()
         os.fsync(file.fileno())
-    return {"bytes": hashing.size, "sha256": hashing.hash.hexdigest()}
+    return hashing.record()
 
 
-def _manifest(content: Mapping[str, Any]) -> str:
+def manifest_text(content: Mapping[str, Any]) -> str:
     """Its last line is the hash of the rest, so that it vouches for itself as well."""
     body = json.dumps(content, indent=1)
     return json.dumps({**content, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1) + "\n"
@@ -207,14 +201,15 @@ def read_manifest(place: Path) -> dict[str, Any]:
         text = (place / MANIFEST).read_bytes()
         content = json.loads(text)
         content.pop("sha256")
-        same = _manifest(content).encode() == text
+        same = manifest_text(content).encode() == text
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise DamagedCheckpoint(f"{place}: {MANIFEST} is missing or damaged") from None
     if not same:
         raise DamagedCheckpoint(f"{place}: {MANIFEST} is not as it was written")
-    if content["format"] != FORMAT:
+    if content["format"] not in (FORMAT, SHARED_FORMAT):
         raise DamagedCheckpoint(
-            f"{place} has format {content['format']}, this version of ldm reads {FORMAT}: use the one that wrote it"
+            f"{place} has format {content['format']}, this version of ldm reads {FORMAT} and {SHARED_FORMAT}: use the "
+            f"one that wrote it"
         )
     return content
 
@@ -228,7 +223,7 @@ def verify(place: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
     manifest = read_manifest(place)
     for name, told in manifest["files"].items():
         path = place / name
-        if name in without:
+        if group_of(name) in without:
             continue
         if not path.is_file():
             raise DamagedCheckpoint(f"{place}: {name} is missing")
@@ -241,12 +236,16 @@ def verify(place: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
     return manifest
 
 
-def read_folder(place: Path, *, optimizer: bool = True, verified: bool = False) -> dict[str, Any]:
+def read_folder(
+    place: Path, *, optimizer: bool = True, verified: bool = False, shares: bool = False
+) -> dict[str, Any]:
     """The checkpoint as it was given to ``write_checkpoint``, tensors mapped from the files until they are used.
 
     Args:
         optimizer: False leaves out what only a training needs: a third of the bytes remain.
         verified: It has been compared just now.
+        shares: Leave tensors that were written in shares on the disk, as ``pieces.Stored``: for a process that needs
+            a share. False reads them whole.
 
     Raises:
         DamagedCheckpoint: It is not what was written.
@@ -254,15 +253,22 @@ def read_folder(place: Path, *, optimizer: bool = True, verified: bool = False) 
     without = () if optimizer else (OPTIMIZER,)
     manifest = read_manifest(place) if verified else verify(place, without=without)
     found: dict[str, Any] = {}
-    for name in manifest["files"]:
+    stored: dict[str, Any] = {}
+    for name in dict.fromkeys(map(group_of, manifest["files"])):
         if name == STATE:
             found |= json.loads((place / name).read_bytes())
-        elif name not in without:
+        elif name in without:
+            continue
+        elif (folder := place / Path(name).stem).is_dir():
+            try:
+                own = read_shares(folder)
+            except ValueError as error:
+                raise DamagedCheckpoint(str(error)) from None
+            stored |= own if shares else {key: x.whole() for key, x in own.items()}
+        else:
             found |= torch.load(place / name, map_location="cpu", weights_only=True, mmap=True)
+    if manifest["format"] == SHARED_FORMAT:
+        for key in [key for name in without for key in FILES[name]]:
+            found.pop(key, None)
+        found = put_together(found, stored)
     return found
-
-
-def file_hash(path: str | Path) -> str:
-    """sha256 of a file's bytes, as 64 hex digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from ldm.nn.blocks import HasBlocks
 from ldm.training.optim import Joined
-from ldm.training.sharded import full_state, spread_like
+from ldm.training.sharded import Stored, spread_like
 
 METHODS = (
     "encode",
@@ -36,8 +36,8 @@ METHODS = (
 class FullySharded(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, with the sharding and with checkpoints that say nothing of it.
 
-    A checkpoint is the file that one process would write, put together on the first process tensor by tensor: it loads
-    on any number of processes and into any other strategy.
+    Of a checkpoint each process writes the shares that it holds (``pieces.py``). It loads on any number of processes
+    and into any other strategy.
 
     Args:
         reshard_after_forward: Let a block's gathered weights go after its forward pass and gather them again for the
@@ -107,7 +107,7 @@ class FullySharded(ModelParallelStrategy):
                 if hasattr(part, method):
                     register_fsdp_forward_method(part, method)
 
-    # --- checkpoints as one process would write them ----------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------------------------
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -119,7 +119,7 @@ class FullySharded(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return full_state(self.lightning_module.state_dict(), keep=self.is_global_zero)
+        return self.lightning_module.state_dict()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module = self.lightning_module
@@ -132,9 +132,7 @@ class FullySharded(ModelParallelStrategy):
         module.load_state_dict(state, strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return full_state(
-            super(ModelParallelStrategy, self).optimizer_state(optimizer), keep=self.is_global_zero
-        )
+        return super(ModelParallelStrategy, self).optimizer_state(optimizer)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -143,7 +141,7 @@ class FullySharded(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        super(ParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return super(ParallelStrategy, self).load_checkpoint(checkpoint_path, weights_only=weights_only)
@@ -157,13 +155,14 @@ def spread_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, An
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     places = dict(zip(numbers, parameters, strict=True))
-    spread = {
-        number: {
-            key: spread_like(x, places[number])
-            if isinstance(x, torch.Tensor) and x.shape == places[number].shape
-            else x
-            for key, x in entries.items()
-        }
+
+    def spread(x: Any, weight: torch.Tensor) -> Any:
+        if isinstance(x, torch.Tensor | Stored) and x.shape == weight.shape:
+            return spread_like(x, weight)
+        return x.whole() if isinstance(x, Stored) else x
+
+    states = {
+        number: {key: spread(x, places[number]) for key, x in entries.items()}
         for number, entries in state["state"].items()
     }
-    return {**state, "state": spread}
+    return {**state, "state": states}

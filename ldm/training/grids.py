@@ -15,13 +15,15 @@ from torch import Tensor
 
 from ldm.training.callbacks import EveryNumImages, evaluating, untimed
 from ldm.training.ema import averaged_weights
+from ldm.training.leaving import look_up
 from ldm.training.ranks import Ranks, make_together
 
 
 class SampleGrid(EveryNumImages):
     """Sample fixed prompts from fixed noise with the averaged weights: <run>/samples/*.png and ``samples/grid``.
 
-    The module gives ``generation(num_steps)`` and ``latent_size``.
+    The module gives ``generation(num_steps)`` and ``latent_size``. When the training is asked to leave, a grid is
+    given up between two sampling steps and made when it goes on.
 
     Args:
         prompts: what to draw; each prompt is a picture and the label under it.
@@ -62,6 +64,7 @@ class SampleGrid(EveryNumImages):
                     [self.seeds[row] for row in rows],
                     latent_size=module.latent_size,
                     batch_size=batch_size,
+                    on_step=lambda *_: look_up(trainer),
                 )
 
             pictures = make_together(

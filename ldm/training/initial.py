@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.interop.native import FILE, Weights, read_parts
+from ldm.nn.fitting import misfits
 from ldm.text.contract import Contract, refuse_other
 from ldm.training.checkpoint import read_run
 
@@ -100,17 +101,8 @@ def refuse_other_network(
     Raises:
         ValueError: The tensors are not this network's; up to three are named.
     """
-    own = network.state_dict()
-    wrong = [f"it lacks {name}" for name in own if name not in state]
-    wrong += [f"{name} has no place here" for name in state if name not in own]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)} and not {tuple(x.shape)}"
-        for name, x in own.items()
-        if name in state and state[name].shape != x.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    if wrong := misfits(network, state):
         raise ValueError(
-            f"init_from: {where} does not fit {part}, a {type(network).__name__}: {'; '.join(wrong[:3])}{more}; give "
-            f"the {part} that it was made for"
+            f"init_from: {where} does not fit {part}, a {type(network).__name__}: {wrong}; give the {part} that it was "
+            f"made for"
         )

@@ -10,8 +10,10 @@ import io
 import logging
 import netrc
 import os
+import time
 import warnings
 from argparse import Namespace
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,10 @@ from omegaconf import OmegaConf
 from ldm.training.secrecy import hide_secrets
 
 log = logging.getLogger(__name__)
+
+
+FLUSHED_EVERY = 0.5  # seconds: what W&B has not written yet is lost when its helper process is killed
+RECENT = 20.0  # seconds that rows are remembered, to be told once more
 
 
 class MetricsFile:
@@ -145,9 +151,10 @@ class CSVLogger(Logger):
 class WandbLogger(Logger):
     """Weights & Biases, which may never ask a question and never stop a run.
 
-    Without a key, or where the server cannot be reached, the run is written to <run>/wandb and can be sent later with
-    ``wandb sync``. Whatever goes wrong inside is warned of once, then training goes on without. ``trainer/global_step``
-    is the x axis of all metrics. Lightning's own logger does not catch a server's failures.
+    Without a key, or where the server cannot be reached, the run is written to <run>/wandb and can be sent later, see
+    ``ldm sync``. W&B's helper process dies of a SIGTERM that a queue sends to all processes of a job: it is started
+    again and told the last rows once more. Whatever else goes wrong is warned of once, then training goes on without.
+    ``trainer/global_step`` is the x axis of all metrics. Lightning's own logger does not catch a server's failures.
 
     Args:
         folder: the run folder.
@@ -197,6 +204,8 @@ class WandbLogger(Logger):
         self.finish_timeout = finish_timeout
         self._run: Any = None
         self._gave_up = False
+        self._config: Callable[[Any], None] | None = None
+        self._recent: deque[tuple[float, Callable[[Any], None]]] = deque()  # rows and when they were sent
 
     @property
     def name(self) -> str | None:
@@ -209,7 +218,7 @@ class WandbLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._try(lambda run: run.log(values | _step(step)))
+        self._try_row(lambda run: run.log(values | _step(step)))
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
@@ -220,7 +229,7 @@ class WandbLogger(Logger):
 
             run.log({key: [wandb.Image(image) for image in images]} | _step(step))
 
-        self._try(send)
+        self._try_row(send)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -228,7 +237,8 @@ class WandbLogger(Logger):
         if OmegaConf.is_config(values):
             values = OmegaConf.to_container(values, resolve=True)
         shown = hide_secrets(values)
-        self._try(lambda run: run.config.update(shown, allow_val_change=True))
+        self._config = lambda run: run.config.update(shown, allow_val_change=True)
+        self._try(self._config)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -238,18 +248,40 @@ class WandbLogger(Logger):
 
     # --------------------------------------------------------------------------------------------------- internals
 
+    def _try_row(self, send: Callable[[Any], None]) -> None:
+        self._try(send)
+        now = time.monotonic()
+        self._recent.append((now, send))
+        while self._recent and self._recent[0][0] < now - RECENT:
+            self._recent.popleft()
+
     def _try(self, send: Callable[[Any], None]) -> None:
         if self._gave_up:
             return
         try:
             if self._run is None:
                 self._run = self._start()
-            send(self._run)
+            try:
+                send(self._run)
+            except ConnectionError as error:
+                log.warning("W&B's helper process is gone (%s): it is started again", _first_line(error))
+                self._begin_again()
+                send(self._run)
         except Exception as error:
             self._gave_up = True
             log.warning(
                 "W&B failed and is left out from here on (metrics.csv goes on): %s", _first_line(error)
             )
+
+    def _begin_again(self) -> None:
+        """What the helper had not yet written is told once more; ``ldm sync`` knows what is there twice."""
+        import wandb
+
+        with suppress(Exception):  # it says goodbye to the one that is gone
+            wandb.teardown()
+        self._run = self._start()
+        for once_more in [*filter(None, [self._config]), *(send for _, send in self._recent)]:
+            once_more(self._run)
 
     def _start(self) -> Any:
         offline = not has_wandb_key() if self.offline is None else self.offline
@@ -278,6 +310,8 @@ class WandbLogger(Logger):
             console="off",  # the terminal stays the progress bar's
             silent=True,
         )
+        if hasattr(settings, "x_transaction_log_flush_interval"):  # of recent versions, which wait 15 s
+            settings.x_transaction_log_flush_interval = FLUSHED_EVERY
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         run = wandb.init(dir=self.folder, mode=mode, resume="allow", settings=settings, **self.page)  # type: ignore[arg-type]
         run.define_metric("trainer/global_step")

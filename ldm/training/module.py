@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.interfaces import Batch
 from ldm.nn.blocks import Execution, HasBlocks
+from ldm.nn.fitting import HasShape, misfits
 from ldm.training.callbacks import is_logged
 from ldm.training.fsdp import FullySharded
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe, set_learning_rate
@@ -124,20 +125,12 @@ class TrainingModule(L.LightningModule, ABC):
         self.images_seen = checkpoint["images_seen"]
 
 
-def refuse_other_shapes(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def refuse_other_shapes(module: nn.Module, state: Mapping[str, HasShape]) -> None:
     """
     Raises:
         ValueError: Weights of a checkpoint have other shapes than the module's; up to five are named.
     """
-    own = module.state_dict()
-    wrong = [
-        f"{name} is {tuple(x.shape)} there and {tuple(own[name].shape)} here"
-        for name, x in state.items()
-        if name in own and own[name].shape != x.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    if wrong := misfits(module, state, most=5, names=False):
         raise ValueError(
-            f"the checkpoint is of a network of another size: {'; '.join(wrong[:5])}{more}; resume with the config "
-            f"that it was trained with"
+            f"the checkpoint is of a network of another size: {wrong}; resume with the config that it was trained with"
         )

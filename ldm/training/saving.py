@@ -9,25 +9,27 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ldm.training import stopping
-from ldm.training.callbacks import crossed, untimed
+from ldm.training.callbacks import EveryNumImages, crossed, untimed
 from ldm.training.checkpoint import foreign_entries, list_checkpoints
 from ldm.training.checkpoint_io import CheckpointFolders
+from ldm.training.ema import put_back
 from ldm.training.folders import folder_name, images_of, point, remove, whole_folders
+from ldm.training.leaving import agreed, as_validation
 from ldm.training.stopping import Interrupted, Stopped, Unsaved
 
 log = logging.getLogger(__name__)
 
 FAILURES = 3  # in a row, after which a training that cannot be saved is given up
+PATIENCE = 30.0  # seconds for a checkpoint in the background to end when the training has failed
 
 
 class Checkpoints(Checkpoint):
@@ -41,12 +43,17 @@ class Checkpoints(Checkpoint):
     A disk that is full or cannot be written does not stop the training at once: it goes on, tries again a tenth of
     ``every_num_images`` later, and after three failures in a row leaves with exit code 74.
 
+    Written in the background, a checkpoint is a copy in the host's memory that the training goes on without; one is
+    written at a time, and the last one of a training, or before it leaves, is waited for.
+
     Args:
         every_num_images: how often a checkpoint is written; always at the end of the training, too.
         keep_every_num_images: how often one of them is kept for good; null keeps none.
         keep_last: how many of the newest are kept, at least two: one of them is whole whatever happens to the other.
         monitor: the validation metric whose best value the checkpoint ``best`` has; null keeps none.
         mode: "min" or "max", which value of it is best.
+        background: Write while the training goes on. Null does so where the weights are spread over processes (FSDP):
+            each then needs host memory for its share.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class Checkpoints(Checkpoint):
         keep_last: int = 2,
         monitor: str | None = "val/loss",
         mode: str = "min",
+        background: bool | None = None,
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"Checkpoints: mode={mode!r} is not known: say 'min' or 'max'")
@@ -71,13 +79,16 @@ class Checkpoints(Checkpoint):
         self.keep_last = keep_last
         self.monitor = monitor
         self.mode = mode
+        self.background = background
         self.best_value: float | None = None
         self.best_at: int | None = None  # images seen then
         self.kept: list[int] = []  # images seen in those kept for good
         self._seen = 0
         self._saved_at = -1  # images seen in the newest checkpoint
+        self._begun_at: int | None = None  # images seen in the one that is being written
         self._at_border = True  # no gradients wait for more of their batch
         self._due = False
+        self._validation_left = False  # in the middle, because somebody asked to leave
         self._retry_at: int | None = None
         self._failures = 0
         self._io: CheckpointFolders | None = None
@@ -103,17 +114,23 @@ class Checkpoints(Checkpoint):
         if (_folder(trainer) / folder_name(self._seen)).is_dir():
             self._saved_at = self._seen
         stopping.listen_to_keys()
+        if self._validation_left:
+            self._validate_again(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if not self._at_border:
             return
-        code = self._agreed(trainer)
-        if code or self._due or (self._retry_at is not None and self._seen >= self._retry_at):
-            self._save(trainer, tries=FAILURES if code else 1)
+        assert self._io is not None
+        code, writing = agreed(trainer, self._io.busy)
+        if not writing:
+            self._settle(trainer)
         if code:
+            self._save(trainer, tries=FAILURES)
             raise stopping.leave(code)
+        if self._due or (self._retry_at is not None and self._seen >= self._retry_at):
+            self._save(trainer, tries=1, background=self._in_background)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -132,7 +149,25 @@ class Checkpoints(Checkpoint):
             self._due = True
         self._due = self._due or crossed(before, self._seen, self.every_num_images)
 
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """A validation may take longer than a queue waits: it is left, and made again when the training goes on."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if code := agreed(trainer)[0]:
+            put_back(trainer)
+            self._validation_left = self._due = True
+            self._save(trainer, tries=FAILURES)
+            raise stopping.leave(code)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_left = False
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         if self.monitor not in trainer.callback_metrics:
@@ -146,10 +181,16 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, tries=FAILURES)
+        left = [c for c in trainer.callbacks if isinstance(c, EveryNumImages) and c.is_left]  # type: ignore[attr-defined]
+        if left and (code := agreed(trainer)[0]):
+            raise stopping.leave(code)
         stopping.leave_keys_alone()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._quiet()
+        if self._io is not None:
+            with suppress(Exception):  # what is being written is worth having; the others may be gone
+                self._io.wait(PATIENCE)
         if isinstance(exception, Stopped | KeyboardInterrupt):
             if trainer.is_global_zero and not isinstance(exception, Unsaved):
                 print(self._farewell(Path(trainer.default_root_dir)), file=sys.stderr, flush=True)
@@ -165,14 +206,16 @@ class Checkpoints(Checkpoint):
             raise TypeError(
                 f"a checkpoint holds plain data only, so that it loads with weights_only=True, but {foreign[0]}"
             )
-        at_batch_end(checkpoint)
+        at_batch_end(checkpoint, between=not self._validation_left)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_value": self.best_value, "best_at": self.best_at, "kept": self.kept}
+        kept = {"best_value": self.best_value, "best_at": self.best_at, "kept": self.kept}
+        return {**kept, "validation_left": self._validation_left}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_value = state_dict["best_value"]
         self.best_at, self.kept = state_dict.get("best_at"), list(state_dict.get("kept", ()))
+        self._validation_left = state_dict.get("validation_left", False)
 
     # --------------------------------------------------------------------------------------------------- internals
 
@@ -183,42 +226,75 @@ class Checkpoints(Checkpoint):
             return True
         return value < self.best_value if self.mode == "min" else value > self.best_value
 
-    def _save(self, trainer: Trainer, *, tries: int) -> None:
-        """On all processes, since gathering the state may need them all.
+    @property
+    def _in_background(self) -> bool:
+        assert self._io is not None
+        return self._io.shared if self.background is None else self.background
+
+    def _save(self, trainer: Trainer, *, tries: int, background: bool = False) -> None:
+        """On all processes, since the state may be spread over them.
+
+        Args:
+            tries: How often, at most; of one in the background it shows later whether it was written.
 
         Raises:
             Unsaved: It has failed too often.
         """
-        if trainer.fast_dev_run or (self._saved_at == self._seen and not self._due):  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._settle(trainer)
+        if self._saved_at == self._seen and not self._due:
             return
         assert self._io is not None
-        folder = _folder(trainer)
-        with untimed(trainer):
-            for attempt in range(tries):
+        self._io.background = background
+        for attempt in range(tries):
+            with untimed(trainer):
                 if attempt:
                     time.sleep(1)
-                trainer.save_checkpoint(folder / folder_name(self._seen), weights_only=False)
-                problem = trainer.strategy.broadcast(
-                    None if self._io.failure is None else str(self._io.failure)
-                )
-                if problem is None:
-                    break
-                self._failed(trainer, problem)
-            else:
+                self._due, self._retry_at, self._begun_at = False, None, self._seen
+                trainer.save_checkpoint(_folder(trainer) / folder_name(self._seen), weights_only=False)
+            if background or self._settle(trainer):
                 return
-            self._due, self._retry_at, self._failures, self._saved_at = False, None, 0, self._seen
-            if trainer.is_global_zero:
-                self._tidy(folder)
 
-    def _failed(self, trainer: Trainer, problem: str) -> None:
+    def _settle(self, trainer: Trainer) -> bool:
+        """Wait for what was begun to be written, if anything was; whether it was.
+
+        Raises:
+            Unsaved: It has failed too often.
+        """
+        if self._begun_at is None:
+            return True
+        assert self._io is not None
+        at, self._begun_at = self._begun_at, None
+        with untimed(trainer):
+            self._io.wait()
+            problem = trainer.strategy.broadcast(None if self._io.failure is None else str(self._io.failure))
+            if problem is not None:
+                self._failed(trainer, problem, at)
+                return False
+            self._failures, self._saved_at = 0, at
+            if trainer.is_global_zero:
+                self._tidy(_folder(trainer))
+            return True
+
+    def _validate_again(self, trainer: Trainer) -> None:
+        """The validation that was left, with what it says under the step that it belongs to."""
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False
+        with as_validation(trainer):
+            loop.run()
+        self._validation_left, self._due = (
+            False,
+            True,
+        )  # the checkpoint that says it is left shall not be the last
+
+    def _failed(self, trainer: Trainer, problem: str, at: int) -> None:
         self._failures += 1
-        self._due, self._retry_at = False, self._seen + max(1, self.every_num_images // 10)
+        self._retry_at = self._seen + max(1, self.every_num_images // 10)
         if trainer.is_global_zero:
             given_up = self._failures >= FAILURES
             then = "giving up" if given_up else "training goes on, and it is tried again"
-            log.warning(
-                "checkpoint at %s images could not be written (%s); %s", f"{self._seen:,}", problem, then
-            )
+            log.warning("checkpoint at %s images could not be written (%s); %s", f"{at:,}", problem, then)
         if self._failures >= FAILURES:
             raise Unsaved
 
@@ -251,15 +327,6 @@ class Checkpoints(Checkpoint):
         if self._listens:
             stopping.stop_listening()
 
-    def _agreed(self, trainer: Trainer) -> int:
-        """The exit code that any process was asked for; 0 for none."""
-        code = stopping.asked()
-        if trainer.world_size == 1:
-            return code
-        # Signals reach the processes at different steps, or only one; all must agree on the step that is the last.
-        asked = torch.tensor(code, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(asked, reduce_op="max"))
-
     def _farewell(self, run: Path) -> str:
         if self._saved_at < 0 and not list_checkpoints(run / "checkpoints"):
             return f"\nStopped before the first checkpoint; nothing to continue in {run}"
@@ -267,11 +334,14 @@ class Checkpoints(Checkpoint):
         return f"\nStopped; checkpoint saved{at}. To continue:  python train.py resume={run}"
 
 
-def at_batch_end(checkpoint: dict[str, Any]) -> None:
+def at_batch_end(checkpoint: dict[str, Any], *, between: bool = True) -> None:
     """Let Lightning's counters say what they said at the end of the last step, in place.
 
     Between two steps they are in a state that Lightning takes up one step too far; this one it knows. Without a step
     there is nothing to take up.
+
+    Args:
+        between: It is between two steps; False is inside the validation after one, whose step is not counted yet.
     """
     loops = checkpoint.get("loops", {}).get("fit_loop")
     if loops is None:
@@ -285,7 +355,7 @@ def at_batch_end(checkpoint: dict[str, Any]) -> None:
     for count in (batches["total"], batches["current"]):
         done = count["completed"]
         count |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= int(between)
     for count in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
         count |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 

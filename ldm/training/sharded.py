@@ -7,7 +7,8 @@ is spread, so they are asked for only where they are there already: optimizers n
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -21,6 +22,77 @@ def spread(x: Any) -> TypeGuard[DTensor]:
     """Whether ``x`` is a tensor that is spread over processes."""
     home = sys.modules.get("torch.distributed.tensor")
     return home is not None and isinstance(x, home.DTensor)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process holds of a tensor, and where in the whole that belongs.
+
+    Args:
+        held: The tensor here.
+        shape: Of the whole.
+        offsets: Where ``held`` begins in it.
+    """
+
+    held: Tensor
+    shape: torch.Size
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, x: Tensor) -> Share:
+        return cls(x, x.shape, (0,) * x.ndim)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on the disk, in the pieces in which it was written.
+
+    Args:
+        name: In its files.
+        shape: Of the whole.
+        pieces: Where in the whole each begins, how large it is, and the open file that has it.
+    """
+
+    name: str
+    shape: torch.Size
+    pieces: Sequence[tuple[tuple[int, ...], tuple[int, ...], Any]]
+
+    def whole(self) -> Tensor:
+        return self.part((0,) * len(self.shape), self.shape)
+
+    def part(self, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """The box that begins at ``offsets``; only its bytes are read."""
+        made: Tensor | None = None
+        for begin, size, file in self.pieces:
+            if tuple(offsets) == begin and tuple(sizes) == size:
+                return file.get_tensor(self.name)
+            low = [max(a, b) for a, b in zip(offsets, begin, strict=True)]
+            high = [min(a + n, b + m) for a, n, b, m in zip(offsets, sizes, begin, size, strict=True)]
+            if any(a >= b for a, b in zip(low, high, strict=True)):
+                continue
+            there = tuple(slice(a - b, c - b) for a, b, c in zip(low, begin, high, strict=True))
+            here = tuple(slice(a - b, c - b) for a, b, c in zip(low, offsets, high, strict=True))
+            found = file.get_slice(self.name)[there]
+            if made is None:
+                made = torch.empty(tuple(sizes), dtype=found.dtype)
+            made[here] = found
+        if made is None:  # of a tensor with fewer rows than processes
+            first = self.pieces[0][2].get_slice(self.name)
+            return first[tuple(slice(0, 0) for _ in self.shape)].new_empty(tuple(sizes))
+        return made
+
+
+def share_of(held: Tensor, like: Tensor) -> Tensor | Share:
+    """A tensor of which each process holds what it holds of ``like``; nothing is sent."""
+    return Share(held, like.shape, _box(like)[1]) if spread(like) else held
+
+
+def _box(x: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Size of this process's share of ``x`` and where it begins."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    size, offsets = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
+    return tuple(size), tuple(offsets)
 
 
 def local(x: Tensor) -> Tensor:
@@ -37,17 +109,32 @@ def full_of(held: Tensor, like: Tensor) -> Tensor:
     """The whole of a tensor of which each process holds what it holds of ``like``; all must ask together."""
     if not spread(like):
         return held
+    return _spread(held, like).full_tensor()
+
+
+def _spread(held: Tensor, like: DTensor) -> DTensor:
     from torch.distributed.tensor import DTensor
 
-    mesh = like.device_mesh
-    shared = DTensor.from_local(
-        held.to(like.device), mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    return DTensor.from_local(
+        held.to(like.device),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
     )
-    return shared.full_tensor()
 
 
-def spread_like(x: Tensor, like: Tensor) -> Tensor:
-    """``x``, whole and the same on all processes, spread as ``like`` is; nothing is sent."""
+def spread_like(x: Tensor | Stored, like: Tensor) -> Tensor:
+    """``x``, whole and the same on all processes, spread as ``like`` is; nothing is sent.
+
+    Of what is on the disk only this process's share is read.
+    """
+    if isinstance(x, Stored):
+        if not spread(like):
+            return x.whole()
+        size, offsets = _box(like)
+        return _spread(x.part(offsets, size).to(dtype=like.dtype), like)
     if not spread(like):
         return x
     from torch.distributed.tensor import distribute_tensor
@@ -70,6 +157,25 @@ def full_state(x: Any, *, keep: bool) -> Any:
         return {key: full_state(value, keep=keep) for key, value in x.items()}
     if isinstance(x, list):
         return [full_state(value, keep=keep) for value in x]
+    return x
+
+
+def copy_to_host(x: Any) -> Any:
+    """A copy of ``x`` that stays as it is, with its tensors in the host's memory; of spread ones this process's share.
+
+    Args:
+        x: Dictionaries, lists and tuples of tensors and other plain values.
+    """
+    if spread(x):
+        return copy_to_host(share_of(local(x.detach()), x))
+    if isinstance(x, Share):
+        return Share(copy_to_host(x.held), x.shape, x.offsets)
+    if isinstance(x, Tensor):
+        return torch.empty_like(x, device="cpu", memory_format=torch.contiguous_format).copy_(x.detach())
+    if isinstance(x, dict):
+        return {key: copy_to_host(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return type(x)([copy_to_host(value) for value in x])
     return x
 
 

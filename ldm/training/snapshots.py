@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.training.averages import State
-from ldm.training.folders import file_hash
+from ldm.training.hashing import file_hash
 from ldm.training.post_hoc import Profile, coefficients, gamma_of
 
 FOLDER = "averages"  # inside a run folder

@@ -113,7 +113,8 @@ def leave_together(leaving: Stopped) -> NoReturn:
     """
     if "SLURM_STEP_ID" in os.environ and (torch := sys.modules.get("torch")) is not None:
         if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
-            wandb.finish()
+            with suppress(Exception):  # its helper process may have been told to leave as well, and has
+                wandb.finish()
         sys.stdout.flush()
         sys.stderr.flush()
         _end_workers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -241,6 +242,36 @@ def test_a_denoiser_refuses_latents_of_another_autoencoder(here: Path) -> None:
     launch([*DIT, "run_id=mixed", "name=mixed", "trainer.max_steps=2"])
     with pytest.raises(SystemExit):
         launch(["resume=runs/mixed/mixed", f"codec.path={other}", "trainer.max_steps=-1"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("network.width=128 network.num_heads=2", "another size"),
+        ("codec.path=other.safetensors", "codec.path"),
+    ],
+)
+def test_a_refused_resume_leaves_the_folder_as_it_was(
+    here: Path, wrong: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch([*DIT, "run_id=kept", "name=kept", "trainer.max_steps=2"])
+    launch([*VAE, "run_id=third", "name=third_vae", "seed=2", "trainer.max_steps=-1"])
+    other = here / "runs/third_vae/last/autoencoder.safetensors"
+    (here / "other.safetensors").unlink(missing_ok=True)
+    (here / "other.safetensors").symlink_to(other)
+    run = here / "runs/kept/kept"
+
+    def content() -> dict[str, tuple[bytes, int]]:
+        files = [path for path in run.rglob("*") if path.is_file()]
+        return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    before = content()
+    with pytest.raises(SystemExit):
+        launch(["resume=runs/kept/kept", "trainer.max_steps=-1", *wrong.split()])
+    assert told in capsys.readouterr().err
+    assert content() == before
+    shutil.rmtree(here / "runs/kept")
+    shutil.rmtree(here / "runs/third_vae")
 
 
 def test_what_was_trained_can_be_loaded_and_sampled(here: Path) -> None:

@@ -6,6 +6,7 @@ and the processes are forked from a server that has imported torch already: a tr
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -14,12 +15,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from ldm.interfaces import Batch
@@ -29,13 +32,42 @@ from ldm.training.callbacks import ClipGradients, StopAtImages, ValidateEvery
 from ldm.training.checkpoint import list_checkpoints, read_checkpoint
 from ldm.training.ema import EMA
 from ldm.training.folders import verify, whole_folders
+from ldm.training.fsdp import FullySharded
 from ldm.training.logging import CSVLogger, quiet_lightning
 from ldm.training.saving import Checkpoints, interruptible
 from ldm.training.watching import ranks_watched
 from tests.training.tiny import TinyModule, batch_at
 
 GLOBAL_BATCH = 4
-EXIT_KILLED = -signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one training shall be.
+
+    Args:
+        num_images: Where it ends.
+        world_size: Processes.
+        every: Pictures between two checkpoints.
+        pause: Seconds that each step takes longer.
+        spoilt: Process and images seen of a step whose picture is not a number; -8 is every step from 8 on.
+        keep: Keep every checkpoint.
+        sharded: Spread the weights over the processes (FSDP).
+        background: See ``Checkpoints``.
+        validation: Batches and seconds for each of them.
+        full_disk: Process whose disk takes nothing, from one count of images to another.
+    """
+
+    num_images: int
+    world_size: int = 1
+    every: int = 8
+    pause: float = 0.0
+    spoilt: tuple[int, int] | None = None
+    keep: bool = False
+    sharded: bool = False
+    background: bool | None = None
+    validation: tuple[int, float] = (1, 0.0)
+    full_disk: tuple[int, int, int] | None = None
 
 
 class Shared(L.LightningDataModule):
@@ -62,18 +94,32 @@ class Shared(L.LightningDataModule):
 
         return torch.utils.data.DataLoader(Stream(), batch_size=None)
 
+    def __init__(self, num_val_batches: int) -> None:
+        super().__init__()
+        self.num_val_batches = num_val_batches
+
     def val_dataloader(self) -> Any:
-        return torch.utils.data.DataLoader([batch_at(10**6)], batch_size=None)
+        batches = [batch_at(10**6 + i * GLOBAL_BATCH) for i in range(self.num_val_batches)]
+        return torch.utils.data.DataLoader(batches, batch_size=None)
 
 
 class Remembering(TinyModule):
     """Remembers every sample it was trained on, in its checkpoints: what was lost or repeated shows at the end."""
 
-    def __init__(self, *, pause: float) -> None:
+    def __init__(self, *, pause: float = 0.0, val_pause: float = 0.0) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1))
         self.history: list[int] = []
-        self.pause = pause
+        self.pause, self.val_pause = pause, val_pause
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.shard(self.parts())
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        Path(self.trainer.default_root_dir, f"validating-{self.images_seen}-{batch_index}").touch()
+        time.sleep(self.val_pause)
+        super().validation_step(batch, batch_index)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         time.sleep(self.pause)
@@ -94,19 +140,36 @@ class Remembering(TinyModule):
 
 
 class SpoilOneRank(Callback):
-    """A picture of one process is not a number, in one step."""
+    """A picture of one process is not a number, in one step or in all from one on."""
 
     def __init__(self, rank: int, images: int) -> None:
         self.rank, self.images = rank, images
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_rank == self.rank and pl_module.images_seen == self.images:
+        seen = pl_module.images_seen
+        if trainer.global_rank == self.rank and (seen == self.images or seen >= -self.images > 0):
             batch.images[0, 0, 0, 0] = torch.nan
 
 
-def train(
-    folder: str, num_images: int, world_size: int, every: int, pause: float, spoilt: tuple[int, int] | None
-) -> None:
+class FullDisk(Callback):
+    """One process cannot write, for a while."""
+
+    def __init__(self, rank: int, first: int, last: int) -> None:
+        self.rank, self.first, self.last = rank, first, last
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        full = trainer.global_rank == self.rank and self.first <= pl_module.images_seen < self.last
+        os.fsync = _no_space if full else _FSYNC
+
+
+_FSYNC = os.fsync
+
+
+def _no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def train(folder: str, trial: Trial) -> None:
     """One process's whole training, from the newest checkpoint in the folder, where there is one."""
     torch.set_num_threads(1)
     stopping.listen()
@@ -114,18 +177,24 @@ def train(
     run = Path(folder)
     run.mkdir(parents=True, exist_ok=True)
     (run / f"listening-{os.environ.get('RANK', 0)}").touch()
+    together: Any = "ddp" if trial.world_size > 1 else "auto"
     trainer = L.Trainer(
         accelerator="cpu",
-        devices=world_size,
-        strategy="ddp" if world_size > 1 else "auto",
+        devices=trial.world_size,
+        strategy=FullySharded(timeout_seconds=60) if trial.sharded else together,
         callbacks=[
             EMA(decay=0.9),
-            StopAtImages(num_images=num_images),
+            StopAtImages(num_images=trial.num_images),
             ClipGradients(max_norm=1.0),
             BadSteps(),
             ValidateEvery(num_images=24),
-            *([SpoilOneRank(*spoilt)] if spoilt else []),
-            Checkpoints(every_num_images=every),
+            *([SpoilOneRank(*trial.spoilt)] if trial.spoilt else []),
+            *([FullDisk(*trial.full_disk)] if trial.full_disk else []),
+            Checkpoints(
+                every_num_images=trial.every,
+                keep_every_num_images=trial.every if trial.keep else None,
+                background=trial.background,
+            ),
         ],
         logger=CSVLogger(folder=folder),
         default_root_dir=folder,
@@ -139,10 +208,14 @@ def train(
     checkpoints = run / "checkpoints"
     path = str(checkpoints) if list_checkpoints(checkpoints) else None
     with interruptible(), ranks_watched(trainer):
-        trainer.fit(Remembering(pause=pause), datamodule=Shared(), ckpt_path=path, weights_only=True)
+        batches, pause = trial.validation
+        module = Remembering(pause=trial.pause, val_pause=pause)
+        trainer.fit(module, datamodule=Shared(batches), ckpt_path=path, weights_only=True)
 
 
-def _process(rank: int, world_size: int, port: int, arguments: tuple[Any, ...]) -> None:
+def _process(
+    rank: int, world_size: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     if world_size > 1:  # as torchrun would start it
         os.environ |= {
             "TORCHELASTIC_RUN_ID": "trial",
@@ -154,7 +227,8 @@ def _process(rank: int, world_size: int, port: int, arguments: tuple[Any, ...]) 
             "WORLD_SIZE": str(world_size),
             "LOCAL_WORLD_SIZE": str(world_size),
         }
-    train(*arguments)
+        rank_zero_only.rank = rank  # Lightning looked when it was imported, in the server
+    work(*arguments)
 
 
 def server() -> Any:
@@ -164,22 +238,19 @@ def server() -> Any:
     return context
 
 
-def start(
-    folder: Path,
-    *,
-    num_images: int,
-    world_size: int = 1,
-    every: int = 8,
-    pause: float = 0.0,
-    spoilt: tuple[int, int] | None = None,
-) -> list[Any]:
-    """The processes of one training."""
+def start(folder: Path, *, num_images: int, **others: Any) -> list[Any]:
+    """The processes of one training; for the arguments see ``Trial``."""
+    trial = Trial(num_images=num_images, **others)
+    return started(train, str(folder), trial, world_size=trial.world_size)
+
+
+def started(work: Callable[..., None], *arguments: Any, world_size: int) -> list[Any]:
+    """Processes that do the same work, each knowing its rank as torchrun tells it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = (str(folder), num_images, world_size, every, pause, spoilt)
     made = [
-        server().Process(target=_process, args=(rank, world_size, port, arguments))
+        server().Process(target=_process, args=(rank, world_size, port, work, arguments))
         for rank in range(world_size)
     ]
     for process in made:
@@ -227,20 +298,44 @@ def kill_and_resume(
     worlds: Sequence[int],
     random_: random.Random,
     pause: float = 0.01,
+    **others: Any,
 ) -> int:
-    """Train to the end through ``kills`` kills at random moments, with ``worlds`` processes in turn; the kills that met
-    a running training."""
+    """``survive`` of the training that ``start`` begins, with ``worlds`` processes in turn."""
+
+    def begin(trial: int) -> list[Any]:
+        slower = pause if trial < kills else 0.0
+        world_size = worlds[trial % len(worlds)]
+        return start(folder, num_images=num_images, world_size=world_size, pause=slower, **others)
+
+    return survive(folder, kills=kills, random_=random_, begin=begin)
+
+
+def survive(
+    folder: Path,
+    *,
+    kills: int,
+    random_: random.Random,
+    begin: Callable[[int], list[Any]],
+    longest: float = 0.15,
+) -> int:
+    """Train to the end through ``kills`` kills at random moments; how many of them met a running training.
+
+    Args:
+        folder: The run folder.
+        begin: Number of the start, the last one being ``kills`` -> its processes.
+        longest: Seconds that a training goes on at most after it has saved something new.
+    """
     met = 0
     for trial in range(kills):
         before = newest(folder)
-        processes = start(folder, num_images=num_images, world_size=worlds[trial % len(worlds)], pause=pause)
+        processes = begin(trial)
         wait_for(lambda before=before: newest(folder) > before, processes)  # type: ignore[misc]
-        time.sleep(random_.uniform(0, 0.15))
+        time.sleep(random_.uniform(0, longest))
         met += all(process.is_alive() for process in processes)
         kill_now(processes)
         for whole in whole_folders(folder / "checkpoints"):
             verify(whole)
-    codes = finish(start(folder, num_images=num_images, world_size=worlds[kills % len(worlds)]))
+    codes = finish(begin(kills))
     assert set(codes) == {0}, codes
     return met
 
@@ -261,4 +356,4 @@ def last(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":  # two processes, the second started by Lightning, until somebody ends them
-    train(sys.argv[1], 10**7, 2, 8, 0.01, None)
+    train(sys.argv[1], Trial(num_images=10**7, world_size=2, pause=0.01))

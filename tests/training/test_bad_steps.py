@@ -20,6 +20,7 @@ from ldm.training.capsule import plain, read_capsule, restored
 from ldm.training.checkpoint import newest_checkpoint, read_checkpoint
 from ldm.training.ema import EMA
 from ldm.training.saving import Checkpoints
+from tests.training.reliable import Remembering, finish, start
 from tests.training.test_saving import assert_same
 from tests.training.tiny import BATCH, TinyModule, batch_at, fit
 
@@ -126,6 +127,59 @@ def test_a_capsule_makes_the_very_step_again(tmp_path: Path) -> None:
     assert whole.losses[0] == float(plain_loss.detach())
     assert len(make(module(), halves, dtype=torch.bfloat16, device=torch.device("cpu")).losses) == 2
     assert worst_first(capsule.step["layers"], {"float32": whole})[0] == "network.0.weight"
+
+
+def test_spread_over_processes_all_leave_the_step_out_and_one_can_make_it_again(tmp_path: Path) -> None:
+    """One process's picture is not a number: no share of any weight moves, and the capsule is of the whole."""
+    trial = {"num_images": 24, "world_size": 2, "sharded": True, "every": 4}
+    assert finish(start(tmp_path / "bad", **trial, spoilt=(1, 8), keep=True)) == [0, 0]
+    saved = {
+        seen: read_checkpoint(tmp_path / f"bad/checkpoints/images_{seen:09d}") for seen in (8, 12, 16, 24)
+    }
+    for key in ("state_dict", "ema", "optimizer_states"):
+        assert_same(saved[8][key], saved[12][key], key)
+    assert not torch.equal(
+        saved[12]["state_dict"]["network.0.weight"], saved[16]["state_dict"]["network.0.weight"]
+    )
+    assert saved[24]["callbacks"]["BadSteps"] | {"losses": []} == {
+        "count": 1, "in_row": 0, "capsule": "capsules/images_000000012", "losses": [],
+    }  # fmt: skip
+    assert saved[24]["callbacks"]["EMA"]["num_updates"] == 5
+    assert all(bool(torch.isfinite(x).all()) for x in saved[24]["state_dict"].values())
+
+    capsule = read_capsule(tmp_path / "bad/capsules/images_000000012")
+    assert [key for batch in capsule.batches for key in batch.keys] == ["8", "9", "10", "11"]
+    weights = {f"network.{name}": x for name, x in capsule.weights["network"].items()}
+    assert_same(
+        weights, {name: x for name, x in saved[8]["state_dict"].items() if name.startswith("network")}
+    )
+    layer = capsule.step["layers"]["network.0.weight"]
+    assert layer["gradient"]["not_finite"] == weights["network.0.weight"].numel(), "of all shares"
+    assert layer["weight"]["largest"] == pytest.approx(float(weights["network.0.weight"].abs().max()))
+
+    def module() -> Remembering:
+        made = Remembering()
+        made.network.load_state_dict(capsule.weights["network"])
+        return made
+
+    made = make(module(), capsule, dtype=None, device=torch.device("cpu"))
+    assert [math.isfinite(loss) for loss in made.losses] == [True, False], "it was the second process's"
+    # With the picture mended its gradient is the one that both would have had between them.
+    good = replace(capsule, batches=batch_at(8).pieces(2))
+    halves = make(module(), good, dtype=None, device=torch.device("cpu"))
+    whole = make(module(), replace(capsule, batches=[batch_at(8)]), dtype=None, device=torch.device("cpu"))
+    for name, norm in whole.gradients.items():
+        assert halves.gradients[name] == pytest.approx(norm, rel=1e-5)
+
+
+def test_spread_over_processes_several_bad_steps_end_the_job(tmp_path: Path) -> None:
+    codes = finish(start(tmp_path, num_images=400, world_size=2, sharded=True, spoilt=(0, -8)))
+    assert codes == [1, 1]
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    saved = read_checkpoint(newest)
+    assert saved["callbacks"]["BadSteps"]["in_row"] == saved["callbacks"]["BadSteps"]["count"] > 0
+    assert all(bool(torch.isfinite(x).all()) for x in saved["state_dict"].values())
 
 
 def test_the_first_module_that_overflows_is_named() -> None:

@@ -211,9 +211,9 @@ def test_a_damaged_one_is_set_aside_and_the_next_is_taken(
 
 
 def test_another_format_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "FORMAT", 2)
+    monkeypatch.setattr(folders, "FORMAT", 3)
     write_checkpoint(checkpoint(1.0), tmp_path / folder_name(8), about=ABOUT)
-    assert json.loads((tmp_path / folder_name(8) / folders.MANIFEST).read_text())["format"] == 2
+    assert json.loads((tmp_path / folder_name(8) / folders.MANIFEST).read_text())["format"] == 3
     monkeypatch.undo()
-    with pytest.raises(DamagedCheckpoint, match="format 2"):
+    with pytest.raises(DamagedCheckpoint, match="format 3"):
         verify(tmp_path / folder_name(8))

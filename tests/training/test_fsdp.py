@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import socket
 from pathlib import Path
@@ -18,9 +17,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from ldm.interfaces import Conditioning
 from ldm.nn.dit import DiT
 from ldm.training.averages import Average
+from ldm.training.checkpoint import read_checkpoint
+from ldm.training.folders import folder_name
 from ldm.training.fsdp import FullySharded, spread_state
 from ldm.training.optim import MuonAdamW
-from ldm.training.sharded import full, full_state, is_spread, spread_like
+from ldm.training.sharded import copy_to_host, full, full_state, is_spread, spread_like
+from ldm.training.together import write_together
+from tests.training.test_saving import assert_same
 
 SIZE = 4  # processes
 BATCH = 8
@@ -49,8 +52,8 @@ def loss_of(model: nn.Module, step: int, rows: slice) -> Tensor:
     return (model(x[rows], t[rows], cond[rows]) - x[rows]).square().mean()
 
 
-def train(rows: slice, strategy: FullySharded | None) -> dict[str, Any]:
-    """Three steps; then everything is put together, taken apart again into new objects, and a fourth is made."""
+def train(rows: slice, strategy: FullySharded | None, folder: Path) -> dict[str, Any]:
+    """Three steps; then everything is written, read into new objects, and a fourth is made."""
 
     def parts() -> tuple[nn.Module, Any, Average]:
         model = network()
@@ -77,13 +80,25 @@ def train(rows: slice, strategy: FullySharded | None) -> dict[str, Any]:
         "norms": torch.stack(norms),
     }
     assert full_state({"x": [next(model.parameters())]}, keep=False)["x"] == [None] or strategy is None
+    written = {
+        "state_dict": model.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "ema": average.shares(),
+    }
+    place = folder / folder_name(24)
+    write_together(
+        copy_to_host(written), place, about={}, group=dist.group.WORLD if dist.is_initialized() else None
+    )
+    assert_same(
+        read_checkpoint(place),
+        {"state_dict": saved["weights"], "optimizer_states": [saved["optimizer"]], "ema": saved["average"]},
+    )
+    read = read_checkpoint(place, shares=strategy is not None)
     model, optimizer, average = parts()
     own = model.state_dict()
-    model.load_state_dict({name: spread_like(x, own[name]) for name, x in saved["weights"].items()})
-    optimizer.load_state_dict(
-        spread_state(optimizer, copy.deepcopy(saved["optimizer"]))
-    )  # torch would share them
-    average.load(saved["average"])
+    model.load_state_dict({name: spread_like(x, own[name]) for name, x in read["state_dict"].items()})
+    optimizer.load_state_dict(spread_state(optimizer, read["optimizer_states"][0]))
+    average.load(read["ema"])
     saved["fourth norm"] = step(3)
     average.exchange()
     saved["shown"] = loss_of(model, 9, rows).detach()  # by the average, which must reach what is gathered
@@ -104,7 +119,8 @@ def one_of_several(rank: int, port: int, folder: str) -> None:
         )
         strategy.parallel_devices = [torch.device("cpu")] * SIZE
         strategy.cluster_environment = Numbered(rank)  # type: ignore[assignment]
-        saved = train(slice(rank * share, (rank + 1) * share), strategy)
+        own = Path(folder, str(replicas))
+        saved = train(slice(rank * share, (rank + 1) * share), strategy, own)
         dist.all_reduce(saved["shown"], op=dist.ReduceOp.SUM)
         saved["shown"] /= SIZE
         if rank == 0:
@@ -130,8 +146,8 @@ class Numbered:
 
 @pytest.mark.slow
 def test_four_processes_step_like_one_in_one_group_and_in_two(tmp_path: Path) -> None:
-    """Muon, AdamW, the clipped norm, the average and what is saved and loaded again."""
-    alone = train(slice(0, BATCH), None)
+    """Muon, AdamW, the clipped norm, the average and what is saved and loaded again, by its shares."""
+    alone = train(slice(0, BATCH), None, tmp_path / "alone")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -89,5 +89,5 @@ def test_other_classes_than_the_network_knows_are_refused():
 def test_weights_of_another_size_are_refused_by_name():
     small, large = nn.Linear(2, 3), nn.Linear(2, 4)
     refuse_other_shapes(small, small.state_dict())
-    with pytest.raises(ValueError, match=r"weight is \(4, 2\) there and \(3, 2\) here; bias is"):
+    with pytest.raises(ValueError, match=r"weight is \(4, 2\) and not \(3, 2\); bias is"):
         refuse_other_shapes(small, large.state_dict())

@@ -97,3 +97,19 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(tmp_path: Path, target:
     assert saved["history"] == list(range(saved["images_seen"]))
     assert saved["callbacks"]["BadSteps"]["count"] == (1 if spoilt else 0)
     assert all(bool(torch.isfinite(x).all()) for x in saved["state_dict"].values())
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_long_validation_is_left_soon(tmp_path: Path, sharded: bool) -> None:
+    """100 seconds of it, and one of two processes is asked after the first batches."""
+    processes = start(
+        tmp_path, num_images=10_000, world_size=2, sharded=sharded, every=1000, validation=(1000, 0.1)
+    )
+    assert wait_for(lambda: (tmp_path / "validating-24-3").exists(), processes)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    began = time.monotonic()
+    assert finish(processes, within=60) == [stopping.PREEMPTED] * 2
+    assert time.monotonic() - began < 30
+    assert newest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints/images_000000024"
+    saved = last(tmp_path)
+    assert saved["history"] == list(range(24)) and saved["callbacks"]["Checkpoints"]["validation_left"]

@@ -15,6 +15,7 @@ from ldm.training.callbacks import StopAtImages, ValidateEvery
 from ldm.training.checkpoint import newest_checkpoint, read_checkpoint
 from ldm.training.ema import EMA
 from ldm.training.folders import DamagedCheckpoint
+from ldm.training.grids import SampleGrid
 from ldm.training.logging import CSVLogger
 from ldm.training.saving import Checkpoints, interruptible
 from ldm.training.stopping import Interrupted, Preempted, Unsaved
@@ -114,6 +115,64 @@ def test_a_signal_before_the_first_step_is_not_lost(tmp_path: Path) -> None:
     for key in ("state_dict", "optimizer_states", "ema", "loops"):
         assert_same(read(whole)[key], read(parts)[key], key)
     assert (whole / "metrics.csv").read_text() == (parts / "metrics.csv").read_text()
+
+
+class Leaves(Callback):
+    """Asks to leave in the middle of the validation at so many images."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if pl_module.images_seen == self.images and batch_idx == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("images", [24, 72])  # 72 is the end
+def test_a_validation_is_left_and_made_again(tmp_path: Path, images: int) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    _, uninterrupted = fit(whole, callbacks(72), loggers=CSVLogger(folder=str(whole)))
+    with pytest.raises(Preempted):
+        fit(parts, callbacks(72, Leaves(images)), loggers=CSVLogger(folder=str(parts)))
+    saved = read(parts)
+    assert saved["images_seen"] == images and saved["callbacks"]["Checkpoints"]["validation_left"]
+    assert "val/loss" not in (parts / "metrics.csv").read_text() or images > 24
+    _, resumed = fit(parts, callbacks(72), resume=parts / "checkpoints", loggers=CSVLogger(folder=str(parts)))
+    assert resumed.seen_keys == uninterrupted.seen_keys[images:]
+    assert not read(parts)["callbacks"]["Checkpoints"]["validation_left"]
+    for key in ("state_dict", "optimizer_states", "ema", "images_seen", "global_step"):
+        assert_same(read(whole)[key], read(parts)[key], key)
+    assert_same(read(whole, "best")["ema"], read(parts, "best")["ema"])
+    assert (whole / "metrics.csv").read_text() == (parts / "metrics.csv").read_text()
+
+
+class LeavesGrid(SampleGrid):
+    """Is asked to leave before the first sampling step of the grid at so many images."""
+
+    def __init__(self, images: int | None) -> None:
+        super().__init__(prompts=["a", "b"], every_num_images=20)
+        self.images = images
+
+    def act(self, trainer, module):
+        if module.images_seen == self.images:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        super().act(trainer, module)
+
+
+@pytest.mark.parametrize("images", [20, 40, 48])  # 48 is the end
+def test_a_grid_of_samples_is_left_and_made_again(tmp_path: Path, images: int) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(whole, callbacks(48, LeavesGrid(None)))
+    pictures = [f"{seen:09d}.png" for seen in (20, 40, 48)]
+    assert sorted(path.name for path in (whole / "samples").iterdir()) == pictures
+    with pytest.raises(Preempted):
+        fit(parts, callbacks(48, LeavesGrid(images)))
+    assert read(parts)["images_seen"] == images
+    assert not (parts / f"samples/{images:09d}.png").exists()
+    fit(parts, callbacks(48, LeavesGrid(None)), resume=parts / "checkpoints")
+    for name in pictures:
+        assert (whole / "samples" / name).read_bytes() == (parts / "samples" / name).read_bytes()
+    assert_same(read(whole)["state_dict"], read(parts)["state_dict"])
 
 
 class BrokenDisk(Callback):

@@ -90,8 +90,12 @@ class TinyModule(L.LightningModule):
         return self.network(images)
 
     def generation(self, num_steps: int | None = None) -> Any:
-        def images(prompts: list[str], seeds: list[int], *, latent_size: Any, batch_size: int) -> Tensor:
+        def images(
+            prompts: list[str], seeds: list[int], *, latent_size: Any, batch_size: int, on_step: Any
+        ) -> Tensor:
             assert not self.network.training
+            for step in range(2):
+                on_step(step)
             noise = [torch.randn(3, *latent_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
             return ((self.network(torch.stack(noise)).clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
 
