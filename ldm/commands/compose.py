@@ -210,12 +210,18 @@ def _unknown_choice(
             "hydra/launcher=slurm: hydra-submitit-launcher is not installed: pip install 'ldm[slurm]'"
         )
     given = [item.partition("=") for item in overrides]
-    if any(key.lstrip("+").split("@")[0] == group and value == choice for key, _, value in given):
+    if any(
+        key.lstrip("+").split("@")[0] == group
+        and choice in [one.strip() for one in value.strip("[]").split(",")]
+        for key, _, value in given
+    ):
         place = "command line"
     else:
         chosen = [folder / key / f"{value}.yaml" for key, _, value in given]
         place = choice_place([folder / f"{name}.yaml", *chosen], group, choice, folder)
-    hint = nearest(choice, error.options or [])
+    # Of a list of choices Hydra does not tell the options.
+    options = error.options or sorted(file.stem for file in (folder / group).glob("*.yaml"))
+    hint = nearest(choice, options)
     message = f"{group}: there is no choice '{choice}'; {hint}" if group else f"there is no config '{choice}'"
     return ConfigError(f"{message} ({place})" if place else message)
 

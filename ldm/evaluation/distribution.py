@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.evaluation.features import FeatureNetwork
+from ldm.evaluation.features import FeatureNetwork, within
 from ldm.evaluation.frechet import Moments, frechet_distance, frechet_influence
 from ldm.evaluation.kernel import Kernel, Polynomial, squared_mmd
 from ldm.evaluation.looking import Pictures
 from ldm.evaluation.manifold import fidelity
 from ldm.evaluation.protocol import Protocol
+from ldm.evaluation.scores import PerSample
 from ldm.evaluation.subject import Look, Measured, Prompt, Samples, Subject
 from ldm.needs import Need
 from ldm.randomness import address
@@ -63,7 +64,7 @@ class OfSamples(ABC):
         return {}
 
     def needs(self) -> Sequence[Need]:
-        return [need.at("features") for need in self.features.needs()]
+        return within("features", self.features.needs())
 
     def unfit(self, subject: Subject) -> str:
         return "" if subject.makes_pictures else NO_PICTURES
@@ -111,13 +112,24 @@ class OfSamples(ABC):
         for protocol in self.protocols(subject):
             each = values[protocol.metric]
             per_seed = tuple(value for value, _ in each)
+            pulls = [influence.double().cpu() for _, influence in each]
+            # Values whose mean is the score: those of two runs are paired by the prompt, or by the reference picture.
+            rows = torch.cat(
+                [value + pull - pull.mean() for value, pull in zip(per_seed, pulls, strict=True)]
+            )
+            keys = [
+                f"{seed}/{i}"
+                for seed, pull in zip(subject.seeds, pulls, strict=True)
+                for i in range(len(pull))
+            ]
             found.append(
                 Measured(
                     protocol=protocol,
                     value=sum(per_seed) / len(per_seed),
                     num=self.num_samples,
                     per_seed=per_seed,
-                    influence=torch.cat([influence.cpu() for _, influence in each]),
+                    influence=torch.cat(pulls),
+                    per_sample=PerSample(tuple(keys), rows[:, None].numpy()),
                     lower_is_better=self.scores[protocol.metric],
                 )
             )
@@ -147,7 +159,8 @@ class Frechet(OfSamples):
 class KernelDistance(OfSamples):
     """The squared maximum mean discrepancy: KID (1801.01401) or CMMD (2401.09603), by features and kernel.
 
-    Over all pairs of pictures at once, where the first KIDs were means over subsets: the same number expected, less noise.
+    Over all pairs of pictures at once, where the first KIDs were means over subsets: the same is expected, with less
+    noise.
 
     Args:
         kernel: How alike two features are.
@@ -155,7 +168,7 @@ class KernelDistance(OfSamples):
         scale: What the number is multiplied with: CMMD is told in thousandths.
     """
 
-    kernel: Kernel = Polynomial()
+    kernel: Kernel = field(default_factory=Polynomial)
     unbiased: bool = True
     scale: float = 1.0
 
@@ -185,8 +198,8 @@ class KernelDistance(OfSamples):
 class Manifold(OfSamples):
     """Precision and recall (1904.06991), density and coverage (2002.09797): four scores.
 
-    The intervals are over pictures, with the other set's balls held still: they leave out that another draw of the samples
-    has other balls, which recall and coverage feel.
+    The intervals are over pictures, with the other set's balls held still: they leave out that another draw of the
+    samples has other balls, which recall and coverage feel.
 
     Args:
         nearest: The k-th nearest neighbour is as far as a ball reaches.
@@ -211,7 +224,7 @@ class Manifold(OfSamples):
         values: dict[str, list[tuple[float, Tensor]]] = {name: [] for name in self.scores}
         for own in self.seen(subject):
             found = fidelity(own, theirs, nearest=self.nearest)
-            for field in fields(found):
-                verdicts = getattr(found, field.name)
-                values[f"{field.name}_{self.features.label}"].append((float(verdicts.mean()), verdicts))
+            for one in fields(found):
+                verdicts = getattr(found, one.name)
+                values[f"{one.name}_{self.features.label}"].append((float(verdicts.mean()), verdicts))
         return self.scored(subject, values)

@@ -1,4 +1,4 @@
-"""Feature networks: pictures -> vectors whose laws are compared. Each is a small object with a YAML in configs/features.
+"""Feature networks: pictures -> vectors whose laws are compared. Each is an object with a YAML in configs/features.
 
 The objects here say which network is meant and what files it needs; ``open`` reads them. Pretrained ones are in
 ``inception.py`` and ``pretrained.py``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,11 +32,13 @@ class Features:
         content_hash: Of its weights.
         resizing: How pictures come to its size.
         run: images (B, 3, H, W) uint8 on the CPU -> (B, ...) there.
+        texts: B captions -> (B, D) in the same space, where the network reads texts as well.
     """
 
     content_hash: str
     resizing: str
     run: Callable[[Tensor], Tensor]
+    texts: Callable[[Sequence[str]], Tensor] | None = None
 
     @property
     def key(self) -> str:
@@ -128,9 +130,9 @@ class Pixels:
 class OwnEncoder:
     """The encoder of an autoencoder that was trained on the data itself: no downloaded weights.
 
-    The channels that its last spatial convolution reads, mean and standard deviation over places, in float32: D is twice
-    their number. Distances in such features compare models of one data set with each other. They are no FID, and mean
-    nothing beside another network's.
+    The channels that its last spatial convolution reads, mean and standard deviation over places, in float32: D is
+    twice their number. Distances in such features compare models of one data set with each other. They are no FID, and
+    mean nothing beside another network's.
 
     Args:
         path: The autoencoder's file; None for the autoencoder of the run that is scored.
@@ -207,3 +209,8 @@ def file_need(
 ) -> Need:
     """The need for one file that the user named."""
     return Need(what=what, found=str(path) if path.is_file() else None, looked_in=(str(path),), bring=bring)
+
+
+def within(part: str, needs: Sequence[Need]) -> list[Need]:
+    """The needs of an object's part, told by the object."""
+    return [replace(need, bring=need.bring.replace("{key}", f"{{key}}{part}.")) for need in needs]

@@ -66,8 +66,8 @@ class FeatureSums:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (1706.08500, eq. 6).
 
-    The root's trace comes from eigenvalues of S_b^(1/2) S_a S_b^(1/2), which is symmetric: no imaginary part to drop, and
-    nothing to add to the diagonal, where features outnumber pictures.
+    The root's trace comes from eigenvalues of S_b^(1/2) S_a S_b^(1/2), which is symmetric: no imaginary part to drop,
+    and nothing to add to the diagonal, where features outnumber pictures.
     """
     root = symmetric_root(b.cov)
     values = torch.linalg.eigvalsh(root @ a.cov @ root).clamp(min=0)

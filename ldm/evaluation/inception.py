@@ -56,7 +56,8 @@ class Inception:
                 what=f"the weights of Inception-v3 for FID, {places[0].name}",
                 found=found,
                 looked_in=tuple(map(str, places)),
-                bring=f"where there is internet: download {SOURCE}, then copy the file here and give {{key}}path=<file>",
+                bring=f"where there is internet: download {SOURCE}, then copy the file here and give "
+                f"{{key}}path=<file>",
             )
         ]
 

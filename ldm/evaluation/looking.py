@@ -1,7 +1,7 @@
 """One walk over a set of pictures, shared by processes and by all networks that want to see them.
 
 Whole batches are looked at, the very ones that one process would see one after another, so features do not depend on
-how many processes there are. What was looked at can be kept on disk batch by batch: a walk that was interrupted goes on.
+how many processes there are. What was looked at can be kept on disk batch by batch: an interrupted walk goes on.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ class Lpips:
                 what=f"AlexNet's weights for LPIPS, {backbone.name}",
                 found=str(backbone) if backbone.is_file() else None,
                 looked_in=(str(backbone),),
-                bring=f"where there is internet: download {SOURCE}, then copy the file here and give {{key}}path=<file>",
+                bring=f"where there is internet: download {SOURCE}, then copy the file here and give "
+                f"{{key}}path=<file>",
             ),
             Need(
                 what="the heads of LPIPS, alex.pth",

@@ -25,8 +25,8 @@ class Fidelity:
 
 
 def fidelity(samples: Tensor, reference: Tensor, *, nearest: int) -> Fidelity:
-    """Precision and recall (Kynkaanniemi et al. 2019, 1904.06991, eq. 1 and 2), density and coverage (Naeem et al. 2020,
-    2002.09797, eq. 4 and 6).
+    """Precision and recall (Kynkaanniemi et al. 2019, 1904.06991, eq. 1 and 2), density and coverage (Naeem et al.
+    2020, 2002.09797, eq. 4 and 6).
 
     Args:
         samples: (N, D).

@@ -5,10 +5,10 @@ Weights come from a path or from the caches that these projects use themselves; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +20,6 @@ from ldm.needs import Need, package, refuse_unmet
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Clip(NamedTuple):
-    """An opened CLIP; what it gives has unit length."""
-
-    content_hash: str
-    pictures: Callable[[Tensor], Tensor]  # (B, 3, H, W) uint8 -> (B, D) float32, on the CPU
-    texts: Callable[[Sequence[str]], Tensor]  # B -> (B, D) float32, on the CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +67,6 @@ class OpenClip:
         ]
 
     def open(self, *, device: torch.device, codecs: Codecs) -> Features:
-        clip = self.open_both(device=device)
-        return Features(clip.content_hash, self.resizing, clip.pictures)
-
-    def open_both(self, *, device: torch.device) -> Clip:
-        """Pictures and texts.
-
-        Raises:
-            MissingNeeds: The weights or the package are not there.
-            ValueError: The weights are another model's.
-        """
         needs = self.needs()
         refuse_unmet(needs)
         import open_clip
@@ -109,7 +91,7 @@ class OpenClip:
                     network.encode_text(tokens(list(captions)).to(device)).float(), dim=1
                 ).cpu()
 
-        return Clip(content_hash(path), pictures, texts)
+        return Features(content_hash(path), self.resizing, pictures, texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +136,8 @@ class Timm:
                 what=f"the weights of {self.title}",
                 found=cached,
                 looked_in=(self.path or f"{repo} in Hugging Face's cache",),
-                bring=f"where there is internet: hf download {repo} model.safetensors --local-dir {self.label}, then copy "
-                f"the file here and give {{key}}path=<file>",
+                bring=f"where there is internet: hf download {repo} model.safetensors --local-dir {self.label}, then "
+                f"copy the file here and give {{key}}path=<file>",
             ),
         ]
 

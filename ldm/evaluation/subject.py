@@ -106,13 +106,24 @@ class Subject(Interface):
         """
         ...
 
-    def reference(self, split: str, num: int | None = None) -> Pictures:
+    def reference(self, split: str, num: int | None = None, *, one_size: bool = False) -> Pictures:
         """The pictures of the "train" or "val" set, or ``num`` of them spread over it.
+
+        Args:
+            one_size: Of buckets only the fullest.
 
         Raises:
             FileNotFoundError: They are not on this machine.
             ValueError: The run has no such set.
         """
+        ...
+
+    def reconstructions(self, originals: Pictures) -> Pictures:
+        """The pictures through the run's autoencoder and back."""
+        ...
+
+    def pairs(self, originals: Pictures) -> Pictures:
+        """Each picture and its reconstruction, as one of six channels."""
         ...
 
     def codec(self, path: str | None = None) -> LatentCodec:

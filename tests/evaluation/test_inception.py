@@ -86,7 +86,7 @@ def test_missing_weights_say_where_they_were_looked_for_and_how_to_bring_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(MissingNeeds, match="download https://github.com/mseitzer") as error:
+    with pytest.raises(MissingNeeds, match=r"download https://github\.com/mseitzer") as error:
         Inception().open(device=CPU, codecs=no_codec)
     assert all(str(tmp_path / "hub" / "checkpoints" / name) in str(error.value) for name in FILES)
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
