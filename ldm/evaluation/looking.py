@@ -76,8 +76,8 @@ def look(
         on_batch: Told after each batch.
     """
     whole = {} if keep is None else _read(keep / WHOLE, networks)
-    if together.told(len(whole) == len(networks)):
-        return whole or dict[str, Tensor]()
+    if together.all(len(whole) == len(networks)):
+        return whole
     num = len(pictures.sizes)
     done = [] if keep is None else [i for i in range(num) if _has(_part(keep, i), networks)]
     done = together.told(done)
@@ -93,7 +93,7 @@ def look(
     found = _in_order(rows, networks, together)
     if keep is not None and together.is_main:
         for part in keep.glob("*.part"):
-            part.unlink()
+            part.unlink(missing_ok=True)  # another job may be looking at the same set
         _write(keep / WHOLE, found, networks)
     return found
 

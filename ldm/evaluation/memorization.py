@@ -78,8 +78,11 @@ class SeenInCuts:
         network, boxes = self.features.open(device=device, codecs=codecs), self.cuts.boxes()
 
         def run(images: Tensor) -> Tensor:
+            source = images.float()
+            if max(images.shape[-2:]) > 2 * self.side:  # cuts of large pictures need not see every pixel
+                source = F.interpolate(source, (2 * self.side, 2 * self.side), mode="area")
             views = [
-                network(cut(images.float(), box.expand(len(images), 3), self.side).round().to(torch.uint8))
+                network(cut(source, box.expand(len(images), 3), self.side).round().to(torch.uint8))
                 for box in boxes
             ]
             return torch.stack(views, dim=1)
@@ -271,7 +274,7 @@ def find_copies(
     num, k = candidates.shape
     fits = [
         lay_over(pictures[rows].repeat_interleave(k, dim=0), training[candidates[rows].flatten()], cuts)
-        for rows in blocks(num, 512)
+        for rows in blocks(num, 128)
     ]
     whole = Fit(*(torch.cat(parts) for parts in zip(*fits, strict=True)))
     alike = whole.likeness.view(num, k)

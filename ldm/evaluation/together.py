@@ -39,6 +39,10 @@ class Together:
         dist.all_reduce(sent)
         return sent.to(x.device)
 
+    def all(self, here: bool) -> bool:
+        """Whether it is so on all of them."""
+        return int(self.sum(torch.tensor(int(here)))) == self.size
+
     def gather(self, rows: Tensor) -> list[Tensor]:
         """Rows (n, ...) of each process, n its own, in the order of the processes; on each of them, on the CPU."""
         if self.size == 1:

@@ -14,6 +14,7 @@ from ldm.evaluation.together import Together
 from ldm.training.callbacks import EveryNumImages, evaluating
 from ldm.training.ema import averaged_weights
 from ldm.training.folders import folder_name
+from ldm.training.picture_sets import hash_of
 from ldm.training.run import RunFolder
 from ldm.training.scoring import fitting, refuse_lacking, score
 from ldm.training.subject import Origin, RunSubject, ema_width
@@ -74,8 +75,8 @@ class Evaluation(EveryNumImages):
             origin=Origin(
                 run=f"{folder.name}/{folder.id}",
                 checkpoint=folder_name(seen),
-                # No file of these weights need ever be there; what is measured anew replaces what was.
-                checkpoint_hash="",
+                # No file of these weights need ever be there.
+                checkpoint_hash=hash_of(["in training", folder.name, folder.id, seen]),
                 images_seen=seen,
                 weights="online" if weights.startswith("online") else "ema",
                 ema_width=ema_width(folder.read_config()) if folder.config.is_file() else None,

@@ -62,7 +62,7 @@ class Memorization:
     num_samples: int = 2000
     num_controls: int = 1000
     num_training: int | None = None
-    nearest: int = 12
+    nearest: int = 8
     likeness: float = 0.95
     contrast: float = 0.5
 
@@ -102,7 +102,7 @@ class Memorization:
     def measure(self, subject: Subject) -> list[Measured]:
         training = self._training(subject)
         sets = self._sets(subject)
-        found = {name: self._found(subject, some, training) for name, some in sets.items()}
+        found = {name: self._found(subject, name, some, training) for name, some in sets.items()}
         if subject.together.is_main:
             subject.folder.mkdir(parents=True, exist_ok=True)
             write_pairs(subject.folder / "memorization.csv", found, sets, training)
@@ -147,15 +147,15 @@ class Memorization:
             found["val_copies"] = [subject.reference("val", self.num_controls)]
         return found
 
-    def _found(self, subject: Subject, sets: Sequence[Pictures], training: Pictures) -> Copies:
+    def _found(self, subject: Subject, name: str, sets: Sequence[Pictures], training: Pictures) -> Copies:
         seen, cuts = SeenMirrored(features=self.features), SeenInCuts(features=self.features, cuts=self.cuts)
         theirs = subject.features(training, cuts)  # (M, V, D)
         mine = torch.cat([subject.features(one, seen) for one in sets])  # (N, 2, D)
-        places = {key: row for row, key in enumerate(training.keys)}
-        own = torch.tensor([places.get(key, -1) for one in sets for key in one.keys])
-        among = nearest(
-            mine.to(subject.device), theirs.to(subject.device), num=self.nearest, own=own.to(subject.device)
-        )
+        own = None
+        if name == "train_duplicates":
+            places = {key: row for row, key in enumerate(training.keys)}
+            own = torch.tensor([places.get(key, -1) for one in sets for key in one.keys]).to(subject.device)
+        among = nearest(mine.to(subject.device), theirs.to(subject.device), num=self.nearest, own=own)
         return find_copies(
             torch.cat([subject.features(one, SMALL) for one in sets]),
             subject.features(training, SMALL),

@@ -115,7 +115,7 @@ class Made:
 
     @property
     def keys(self) -> list[str]:
-        return [f"{i}/{prompt.seed}" for i, prompt in enumerate(self.prompts)]
+        return [f"sample {i}, noise {prompt.seed}" for i, prompt in enumerate(self.prompts)]
 
     @property
     def captions(self) -> list[str]:

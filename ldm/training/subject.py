@@ -93,6 +93,7 @@ class RunSubject:
     _seen: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _moments: dict[tuple[str, str], Moments] = field(default_factory=dict)
     _datasets: dict[str, ShardDataset] = field(default_factory=dict)
+    _captions: dict[tuple[str, int], list[str]] = field(default_factory=dict)
 
     @property
     def makes_pictures(self) -> bool:
@@ -143,9 +144,13 @@ class RunSubject:
         return Reconstructed(originals, self.codec(), self.device, beside=True)
 
     def captions(self, split: str, num: int) -> list[str]:
-        dataset = self.dataset(split)
-        rows = spread(num, len(dataset))
-        return [caption_of(dataset, rows[i % len(rows)], visit=i // len(rows)) for i in range(num)]
+        if (split, num) not in self._captions:
+            dataset = self.dataset(split)
+            rows = spread(num, len(dataset))
+            self._captions[split, num] = [
+                caption_of(dataset, rows[i % len(rows)], visit=i // len(rows)) for i in range(num)
+            ]
+        return self._captions[split, num]
 
     def dataset(self, split: str) -> ShardDataset:
         if split not in self._datasets:
@@ -201,8 +206,7 @@ class RunSubject:
         if place not in self._moments:
             keep = self._keep(pictures, features.key)
             file = None if keep is None else keep / "moments.safetensors"
-            there = file is not None and file.is_file()
-            if file is not None and self.together.told(there):
+            if file is not None and self.together.all(file.is_file()):
                 self._moments[place] = read_moments(file)
             else:
                 sums = add_up(pictures, features, together=self.together, on_batch=self._told(pictures))

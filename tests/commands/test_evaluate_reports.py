@@ -97,7 +97,7 @@ def test_memorized_pictures_are_shown_beside_their_source(
     lines = [
         line for line in csv.DictReader((folder / "memorization.csv").open()) if line["is copy"] == "True"
     ]
-    assert [line["picture"].split("/")[0] for line in lines] == ["4", "11"]
+    assert [line["picture"].split(",")[0] for line in lines] == ["sample 4", "sample 11"]
     assert [line["mirrored"] for line in lines] == ["False", "True"]
     index = ShardDataset(shards=str(shards / "train"), image_size=64).index
     assert [line["training picture"] for line in lines] == [index.key(30), index.key(7)]
