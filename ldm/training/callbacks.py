@@ -119,7 +119,7 @@ class ValidateEvery(Callback):
         trainer.check_val_every_n_epoch = None  # the data never ends, so there are no epochs to count
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With the validation's numbers, so that they stand over what had been seen then, not at the last logged step."""
+        """With the validation's numbers: they stand over what had been seen then, not at the last logged step."""
         if not trainer.sanity_checking:
             pl_module.log("train/images_seen", float(_images_seen(pl_module)), sync_dist=True)
 

@@ -126,18 +126,6 @@ class _FromShards(L.LightningDataModule):
             found |= {f"data/from_{source.name}": float(count) for source, count in taken}
         return found
 
-    def val_in_order(self, *, stop: int | None = None, batch_size: int | None = None) -> BatchLoader | None:
-        """The first validation pictures as pictures, also where latents are trained on; None where there are none.
-
-        Args:
-            stop: how many at most; None for all.
-            batch_size: None for the training's.
-        """
-        if self._val is None:
-            return None
-        size = batch_size or self.batch_size
-        return in_order(self._val, batch_size=size, num_workers=self.num_workers, stop=stop)
-
     # --- the position of a run ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

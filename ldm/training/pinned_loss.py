@@ -68,11 +68,8 @@ def pinned_losses(
     rows: list[Tensor] = []
     seen = hashlib.sha256()
     for i, batch in enumerate(batches):
-        if batch.images is None:
-            raise ValueError("a pinned loss is measured on pictures: this batch carries latents")
+        _note(batch, seen)
         keys += _apart(batch.keys, keys)
-        seen.update("\x1f".join([*batch.keys, *batch.captions]).encode())
-        seen.update(((batch.images.cpu() + 1) * 127.5).round().to(torch.uint8).numpy().tobytes())
         if i % num_ranks == rank:
             rows.append(_losses(module, batch.to(device), levels, seed))  # (B, K)
         else:
@@ -83,18 +80,51 @@ def pinned_losses(
     return PinnedLosses(PerSample(tuple(keys), torch.cat(rows).numpy(), columns), seen.hexdigest())
 
 
+def fingerprint(batches: Iterable[Batch]) -> tuple[str, int]:
+    """The reference's hash and its number of pictures, without measuring anything."""
+    seen, num = hashlib.sha256(), 0
+    for batch in batches:
+        _note(batch, seen)
+        num += len(batch)
+    return seen.hexdigest(), num
+
+
+def reached_levels(module: Any, levels: Sequence[int]) -> list[int]:
+    """The levels whose whole bin the module's schedule reaches, at the size it was trained for."""
+    height, width = module.latent_size
+    diffusion = module.diffusion.for_latents((module.codec.channels, height, width))
+    return [level for level in levels if _reaches(diffusion, level)]
+
+
+def _note(batch: Batch, seen: Any) -> None:
+    """What a picture is must not depend on how many stand in a batch: one after the other.
+
+    Raises:
+        ValueError: There are no pictures in it.
+    """
+    if batch.images is None:
+        raise ValueError("a pinned loss is measured on pictures: this batch carries latents")
+    pixels = ((batch.images.cpu() + 1) * 127.5).round().to(torch.uint8).numpy()
+    for key, caption, picture in zip(batch.keys, batch.captions, pixels, strict=True):
+        seen.update(f"{key}\x1f{caption}\x1f{picture.shape}".encode())
+        seen.update(picture.tobytes())
+
+
+def _reaches(diffusion: Diffusion, level: int) -> bool:
+    ends = torch.tensor(diffusion.t_range, dtype=torch.float64)
+    cleanest, noisiest = log_snr(diffusion.schedule, ends).tolist()
+    return bool(noisiest <= level - 1 and level + 1 <= cleanest)
+
+
 def _losses(module: Any, batch: Batch, levels: Sequence[int], seed: int) -> Tensor:
     """(B, K) float64 on the CPU."""
     x0 = module.codec.latents(module.codec.moments(batch.images), noise=None).float()  # (B, C, H, W)
     channels, height, width = x0.shape[1:]
     diffusion: Diffusion = module.diffusion.for_latents((channels, height, width))
     cond = module.conditioning(batch, torch.ones(len(batch), dtype=torch.bool))
-    cleanest, noisiest = log_snr(
-        diffusion.schedule, torch.tensor(diffusion.t_range, dtype=torch.float64)
-    ).tolist()
     columns = []
     for level in levels:
-        if level - 1 < noisiest or level + 1 > cleanest:
+        if not _reaches(diffusion, level):
             columns.append(torch.full((len(batch),), torch.nan, dtype=torch.float64))
             continue
         # What a level's draws are called by is the level: others may be left out or come in.
