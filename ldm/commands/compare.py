@@ -9,9 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from ldm.commands.compare_page import make_page, write_page
+from ldm.commands.compare_rows import rows_of
 from ldm.commands.compare_runs import read_record
+from ldm.commands.compare_table_data import Recipe, Row, recipes_of
 from ldm.commands.compare_tables import change_table, level_table, score_table, speed_table, write_csv
-from ldm.commands.compare_verdicts import ALIKE, SAME, Recipe, Row, recipes_of, rows_of
+from ldm.commands.compare_verdicts import ALIKE, SAME
 from ldm.evaluation.significance import PICTURES
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ldm.commands.compare_pictures import draw_levels, draw_progress
 from ldm.commands.compare_runs import pictures
+from ldm.commands.compare_table_data import Recipe, Row
 from ldm.commands.compare_tables import SPEED_COLUMNS, changed, difference, number, shown, speeds
-from ldm.commands.compare_verdicts import Recipe, Row
 from ldm.evaluation.protocol import Protocol
 
 STYLE = """
@@ -143,7 +143,7 @@ def _passports(recipes: Sequence[Recipe], rows: Sequence[Row]) -> str:
     out = []
     for row in rows:
         for score in recipes[0].runs[0].scores:
-            if score.protocol.hash == row.protocol_hash:
+            if score.protocol.hash == row.cells[recipes[0].label].protocol_hash:
                 out.append(_passport(row, score.protocol, score.interval))
                 break
     return "\n".join(out)

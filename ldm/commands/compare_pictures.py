@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ldm.commands.compare_verdicts import Recipe, Row
+from ldm.commands.compare_table_data import Recipe, Row
 from ldm.commands.curves_picture import COLOURS, GREY
 from ldm.evaluation.scores import Score
 
@@ -70,8 +70,8 @@ def draw_progress(recipes: Sequence[Recipe], row: Row) -> bytes | None:
     return _png(figure)
 
 
-def _history(scores: Sequence[Score], row: Row) -> list[Score]:
-    same = [score for score in scores if score.protocol.hash == row.protocol_hash]
+def _history(scores: Sequence[Score], protocol_hash: str) -> list[Score]:
+    same = [score for score in scores if score.protocol.hash == protocol_hash]
     return sorted(same, key=lambda score: score.images_seen)
 
 

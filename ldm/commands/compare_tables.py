@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from ldm.commands.compare_runs import changes
-from ldm.commands.compare_verdicts import Cell, Recipe, Row, Verdict
+from ldm.commands.compare_table_data import Cell, Recipe, Row, Verdict
 
 COLUMNS = (
     *("metric", "measured", "recipe", "value", "low", "high", "runs", "images_seen"),
@@ -125,7 +125,7 @@ def write_csv(rows: Sequence[Row]) -> str:
             seen = " ".join(map(str, sorted(set(cell.images_seen))))
             ends = ["" if x is None else x for x in (cell.low, cell.high)]
             own = [row.metric, row.way, label, cell.value, *ends, len(cell.per_run), seen]
-            writer.writerow([*own, *(told or [""] * 7), row.protocol_hash])
+            writer.writerow([*own, *(told or [""] * 7), cell.protocol_hash])
     return text.getvalue()
 
 
