@@ -28,7 +28,7 @@ ROOMS = {
     "ldm/nn": {"torch", "einops"},
 }
 # Large and optional: imported inside the one file of a room that needs them, within the function that needs them.
-HEAVY = {"transformers", "open_clip", "timm", "wandb", "xformers", "diffusers"}
+HEAVY = {"transformers", "open_clip", "timm", "wandb", "xformers", "diffusers", "optuna"}
 
 
 def name(path: Path) -> str:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.commands.messages import ConfigError, dotted, nearest
+from ldm.commands.override_lists import with_quotes
 from ldm.commands.provenance import Source, choice_place, line_of
 from ldm.commands.schema import check
 
@@ -97,7 +98,7 @@ def compose(name: str, overrides: Sequence[str], *, folder: Path = CONFIGS) -> C
         raise ConfigError(f"there is no config {folder / name}.yaml; is ldm installed with pip install -e?")
     with initialize_config_dir(str(folder), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        groups = list(_groups(loader))
+        groups = list(groups_of(loader))
         parsed = parse(overrides)
         freed = [free(override, groups) for override in parsed]
         try:
@@ -142,6 +143,9 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed += parser.parse_overrides([override])
         except HydraException as error:
+            if quoted := with_quotes(override):
+                parsed += parse([quoted])
+                continue
             raise ConfigError(f"cannot read '{override}' as key=value; quote special characters") from error
     return parsed
 
@@ -166,7 +170,7 @@ def _keys(override: Override) -> Keys:
 def expand(overrides: Sequence[str], *, folder: Path = CONFIGS) -> tuple[list[str], list[list[str]]]:
     """The overrides as Hydra shall see them, and those of each job of a sweep, at most ``MAX_CHECKED_JOBS``."""
     with initialize_config_dir(str(folder), version_base="1.3"):
-        groups = list(_groups(GlobalHydra.instance().config_loader()))
+        groups = list(groups_of(GlobalHydra.instance().config_loader()))
         parsed = parse(overrides)
         freed = [free(override, groups) for override in parsed]
         choices = [_choices(override) for override in parsed]
@@ -183,12 +187,13 @@ def _choices(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+def groups_of(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+    """All config groups but Hydra's own, such as "diffusion/weighting"."""
     for group in loader.list_groups(parent):
         name = f"{parent}/{group}" if parent else group
         if name != "hydra":
             yield name
-            yield from _groups(loader, name)
+            yield from groups_of(loader, name)
 
 
 def _flat(node: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -20,6 +20,7 @@ from ldm.sampling.grids import Grid
 from ldm.training.ranks import launched
 from ldm.training.scoring import fitting, refuse_lacking, score
 from ldm.training.subject import RunSubject
+from ldm.training.wandb_scores import log_scores
 
 WALKS = Path(
     "evaluation", "walks"
@@ -137,7 +138,9 @@ def evaluate(
                 fit, unfit = fitting(chosen, subject)
                 if not fit:
                     raise ValueError(_nothing_fits(loaded.folder.path, unfit))
-                by_metric = score(fit, subject, loaded.folder.path, again=again)
+                by_metric, fresh = score(fit, subject, loaded.folder.path, again=again)
+            if ranks.is_main:
+                log_scores(loaded.folder.path, fresh)
             report(console, fit, by_metric, unfit, title=subject.title)
             console.print(f"written to {subject.folder}", soft_wrap=True, highlight=False)
             found += [one for some in by_metric.values() for one in some]

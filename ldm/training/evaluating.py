@@ -18,6 +18,7 @@ from ldm.training.picture_sets import hash_of
 from ldm.training.run import RunFolder
 from ldm.training.scoring import fitting, refuse_lacking, score
 from ldm.training.subject import Origin, RunSubject, ema_width
+from ldm.training.wandb_scores import eval_name
 
 
 class Evaluation(EveryNumImages):
@@ -61,8 +62,8 @@ class Evaluation(EveryNumImages):
             fit, unfit = fitting(self.metrics, subject)
             for name, reason in unfit.items():
                 rank_zero_warn(f"{name} is left out of the evaluation: {reason}")
-            found = score(fit, subject, Path(trainer.default_root_dir), again=True)
-        values = {f"eval/{one.metric}": one.value for scores in found.values() for one in scores}
+            _, found = score(fit, subject, Path(trainer.default_root_dir), again=True)
+        values = {eval_name(one): one.value for one in found}
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)

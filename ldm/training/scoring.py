@@ -42,8 +42,10 @@ def fitting(metrics: Metrics, subject: RunSubject) -> tuple[dict[str, Metric], d
     return fit, {name: reason for name, reason in reasons.items() if reason}
 
 
-def score(metrics: Metrics, subject: RunSubject, run: Path, *, again: bool = False) -> dict[str, list[Score]]:
-    """Measure what is not measured yet and write it down; the scores of each metric.
+def score(
+    metrics: Metrics, subject: RunSubject, run: Path, *, again: bool = False
+) -> tuple[dict[str, list[Score]], list[Score]]:
+    """Measure what is not measured yet and write it down; the scores of each metric, and those that are new.
 
     Args:
         metrics: Those that fit.
@@ -67,7 +69,8 @@ def score(metrics: Metrics, subject: RunSubject, run: Path, *, again: bool = Fal
                 write_score(run, record, per_sample=one.per_sample)
     if subject.kept is not None and subject.together.is_main:
         forget(subject.kept)  # all is scored: what was seen is not needed any more
-    return {name: found[name] for name in metrics}
+    fresh = [one for name in wanted for one in found[name]]
+    return {name: found[name] for name in metrics}, fresh
 
 
 def to_score(measured: Measured, origin: Origin) -> Score:
