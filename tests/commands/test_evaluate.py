@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,13 @@ from torch import Tensor
 from ldm.data.shapes import sample_scene
 from ldm.data.shapes_captions import captions, evaluation_prompts
 from ldm.data.shapes_render import render
+from ldm.evaluation.clip_score import ClipScore
 from ldm.evaluation.distribution import Frechet, KernelDistance, Manifold
-from ldm.evaluation.features import OwnEncoder, Pixels
+from ldm.evaluation.features import Features, OwnEncoder, Pixels
 from ldm.evaluation.inception import Inception
 from ldm.evaluation.looking import WHOLE
 from ldm.evaluation.scores import read_per_sample, read_scores
-from ldm.needs import MissingNeeds
+from ldm.needs import MissingNeeds, Need
 from ldm.sampling.from_run import GuidanceFromRun
 from ldm.sampling.samplers import Heun
 from ldm.training.graded import Composition
@@ -175,6 +176,55 @@ def test_own_features_are_labelled_as_such(run: Run) -> None:
     run.draw = noise
     (score,) = run.evaluate({"frechet": Frechet(features=OwnEncoder(), num_samples=20)})
     assert score.metric == "frechet_own" and "trained on these data" in score.protocol.features
+
+
+COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
+
+
+@dataclass(frozen=True)
+class ColourClip:
+    """Pictures and texts in one space of three colours."""
+
+    label: str = "colours"
+    title: str = "colours"
+    resizing: str = "none"
+
+    def needs(self) -> list[Need]:
+        return []
+
+    def open(self, *, device: torch.device, codecs: object) -> Features:
+        def texts(captions: Sequence[str]) -> Tensor:
+            return torch.tensor([colour_of(caption) for caption in captions]).float()
+
+        return Features(
+            "colours", "none", lambda x: torch.nn.functional.normalize(x.float().mean((2, 3)), dim=1), texts
+        )
+
+
+def colour_of(caption: str) -> tuple[int, int, int]:
+    return next((rgb for name, rgb in COLOURS.items() if name in caption), COLOURS["blue"])
+
+
+def plain(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    """A plain picture in the colour of the prompt."""
+    colours = torch.tensor([colour_of(prompt) for prompt in prompts], dtype=torch.uint8)
+    return (200 * colours)[:, :, None, None].expand(-1, -1, 64, 64).contiguous()
+
+
+def test_the_clip_score_is_the_cosine_between_a_picture_and_its_own_prompt(run: Run) -> None:
+    metrics = {"clip": ClipScore(features=ColourClip(), num_samples=30)}
+    run.draw = plain
+    assert run.value(metrics) == {"clip_score": pytest.approx(100)}
+    run.draw = lambda prompts, seeds: plain(prompts, seeds).flip(1)  # red for blue, green stays
+    shares = [colour_of(prompt) == COLOURS["green"] for prompt in run.asked]
+    found = run.value(metrics, again=True)["clip_score"]
+    assert found == pytest.approx(100 * sum(shares) / len(shares)) and 0 < found < 100
+
+
+def test_a_network_that_reads_no_texts_gives_no_clip_score(run: Run) -> None:
+    run.draw = plain
+    with pytest.raises(ValueError, match="reads no texts; give features=clip"):
+        run.evaluate({"clip": ClipScore(features=SMALL, num_samples=4)})
 
 
 # ------------------------------------------------------------------------------------------- done, and interrupted
