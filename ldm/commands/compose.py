@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.commands.messages import ConfigError, dotted, nearest
+from ldm.commands.override_lists import with_quotes
 from ldm.commands.provenance import Source, choice_place, line_of
 from ldm.commands.schema import check
 
@@ -109,7 +110,7 @@ def compose(name: str, overrides: Sequence[str], *, folder: Path = CONFIGS) -> C
         raise ConfigError(f"there is no config {folder / name}.yaml; is ldm installed with pip install -e?")
     with initialize_config_dir(str(folder), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        groups = list(_groups(loader))
+        groups = list(groups_of(loader))
         parsed = parse(overrides)
         freed = [free(override, groups) for override in parsed]
         try:
@@ -156,6 +157,9 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed += parser.parse_overrides([override])
         except HydraException as error:
+            if quoted := with_quotes(override):
+                parsed += parse([quoted])
+                continue
             raise ConfigError(f"cannot read '{override}' as key=value; quote special characters") from error
     return parsed
 
@@ -180,7 +184,7 @@ def _keys(override: Override) -> Keys:
 def expand(overrides: Sequence[str], *, folder: Path = CONFIGS) -> tuple[list[str], list[list[str]]]:
     """The overrides as Hydra shall see them, and those of each job of a sweep, at most ``MAX_CHECKED_JOBS``."""
     with initialize_config_dir(str(folder), version_base="1.3"):
-        groups = list(_groups(GlobalHydra.instance().config_loader()))
+        groups = list(groups_of(GlobalHydra.instance().config_loader()))
         parsed = parse(overrides)
         freed = [free(override, groups) for override in parsed]
         choices = [_choices(override) for override in parsed]
@@ -197,14 +201,15 @@ def _choices(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+def groups_of(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+    """All config groups but Hydra's own, such as "diffusion/weighting"."""
     # Not loader.list_groups: for each folder it copies all sources first, which took a second for ours.
     assert isinstance(loader, ConfigLoaderImpl)
     for group in loader.repository.get_group_options(parent, ObjectType.GROUP):
         name = f"{parent}/{group}" if parent else group
         if name != "hydra":
             yield name
-            yield from _groups(loader, name)
+            yield from groups_of(loader, name)
 
 
 def _flat(node: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -226,12 +231,18 @@ def _unknown_choice(
             "hydra/launcher=slurm: hydra-submitit-launcher is not installed: pip install 'ldm[slurm]'"
         )
     given = [item.partition("=") for item in overrides]
-    if any(key.lstrip("+").split("@")[0] == group and value == choice for key, _, value in given):
+    if any(
+        key.lstrip("+").split("@")[0] == group
+        and choice in [one.strip() for one in value.strip("[]").split(",")]
+        for key, _, value in given
+    ):
         place = "command line"
     else:
         chosen = [folder / key / f"{value}.yaml" for key, _, value in given]
         place = choice_place([folder / f"{name}.yaml", *chosen], group, choice, folder)
-    hint = nearest(choice, error.options or [])
+    # Of a list of choices Hydra does not tell the options.
+    options = error.options or sorted(file.stem for file in (folder / group).glob("*.yaml"))
+    hint = nearest(choice, options)
     message = f"{group}: there is no choice '{choice}'; {hint}" if group else f"there is no config '{choice}'"
     return ConfigError(f"{message} ({place})" if place else message)
 

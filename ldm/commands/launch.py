@@ -111,10 +111,15 @@ def _train(config: DictConfig) -> float | None:
 
 def _job(config: DictConfig) -> float | None:
     """One job of a sweep."""
+    # What Lightning repeats when it starts further processes: this job, not the whole sweep.
+    sys.argv[1:] = list(HydraConfig.get().overrides.task)
+    return train_one(config)
+
+
+def train_one(config: DictConfig) -> float | None:
+    """Check a config that Hydra composed, and train."""
     with reported():
         compose.examine(config, **TRAINING)
-        # What Lightning repeats when it starts further processes: this job, not the whole sweep.
-        sys.argv[1:] = list(HydraConfig.get().overrides.task)
         return _train(config)
 
 

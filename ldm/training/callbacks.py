@@ -135,6 +135,11 @@ class ValidateEvery(Callback):
         trainer.val_check_interval = pieces * max(1, round(self.num_images / batch_size))
         trainer.check_val_every_n_epoch = None  # the data never ends, so there are no epochs to count
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With the validation's numbers: they stand over what had been seen then, not at the last logged step."""
+        if not trainer.sanity_checking:
+            pl_module.log("train/images_seen", float(_images_seen(pl_module)), sync_dist=True)
+
 
 class ClipGradients(Callback):
     """Scale each optimizer's gradients down to a norm of at most ``max_norm``; logs ``train/grad_norm`` before that.

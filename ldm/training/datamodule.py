@@ -88,6 +88,22 @@ class _FromShards(L.LightningDataModule):
         of_training = self._train.buckets.within(self._train.assignment.sizes)
         return self.pictures(shards=self.val_shards, buckets=of_training)
 
+    def measured(self, split: str) -> ShardDataset:
+        """The pictures of "train" or "val" as they are measured: center crop, not mirrored.
+
+        Raises:
+            ValueError: There is no such set.
+        """
+        if split not in ("train", "val"):
+            raise ValueError(f"there is no set {split!r}: say train or val")
+        if split == "train":
+            return self.pictures(shards=self.train_shards, sources=self.sources)
+        if self._val is None:
+            raise ValueError(
+                "the run has no validation set (data.val_shards=null): give the training set, or set it"
+            )
+        return self._val
+
     def setup(self, stage: str) -> None:
         """Index the shards before anything is trained or encoded: what is wrong with them shows at once."""
         module = self.trainer.lightning_module if self.trainer else None
@@ -243,7 +259,7 @@ class ImageDataModule(_FromShards):
         Args:
             stop: how many pictures at most; None for all.
         """
-        pictures = self.pictures(shards=self.train_shards, sources=self.sources)
+        pictures = self.measured("train")
         return in_order(pictures, batch_size=self.batch_size, num_workers=self.num_workers, stop=stop)
 
 

@@ -21,6 +21,20 @@ def new_figure() -> tuple[Any, Any]:
     return figure, axes
 
 
+def new_grid(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure with several axes, (rows, columns) of them, ``size`` inches wide and high."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat:
+        panel.grid(alpha=0.25, which="both")
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
 def save(figure: Any, path: Path) -> Path:
     """Write a PNG in one go: a viewer never meets half a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)

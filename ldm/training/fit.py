@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def fit(
         checkpoint: To go on from, or the folder of all, of which the newest whole one is taken; None begins anew.
     """
     for logger in trainer.loggers:
-        logger.log_hyperparams(dict(config))
+        logger.log_hyperparams({**config, "made_of": made_of(module, folder)})
     with interruptible(), ranks_watched(trainer):
         path = None if checkpoint is None else str(checkpoint)
         pieces = trainer.accumulate_grad_batches
@@ -48,6 +49,18 @@ def fit(
         finish(trainer, module, data, folder)
     value = trainer.callback_metrics.get("val/loss")
     return None if value is None else float(value)
+
+
+def made_of(module: LightningModule, folder: RunFolder) -> dict[str, Any]:
+    """What a config cannot tell of a run, for loggers to filter and group by: hashes, contracts, commit."""
+    codec = getattr(module, "codec", None)
+    git = folder.path / "git.json"
+    return {
+        "codec_hash": getattr(codec, "content_hash", None),
+        "text_contract": dict(getattr(module, "text_contract", {})),
+        "commit": json.loads(git.read_text()).get("commit") if git.is_file() else None,
+        "run_folder": f"{folder.name}/{folder.id}",
+    }
 
 
 def finish(trainer: Trainer, module: LightningModule, data: LightningDataModule, folder: RunFolder) -> None:

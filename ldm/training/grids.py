@@ -78,7 +78,21 @@ class SampleGrid(EveryNumImages):
             return
         title = f"{module.images_seen:,} images seen, {weights}"
         grid = labelled_grid(pictures, self.prompts, columns=self.columns, title=title)
-        show(trainer, grid, key="samples/grid", folder="samples", images_seen=int(module.images_seen))  # type: ignore[arg-type]
+        seen = int(module.images_seen)  # type: ignore[arg-type]
+        show(trainer, grid, key="samples/grid", folder="samples", images_seen=seen)
+        told = {
+            "guidance": str(generation.guidance),
+            "num_steps": generation.num_steps,
+            "images_seen": seen,
+            "weights": weights,
+        }
+        rows = [
+            {"prompt": prompt, "picture": to_picture(picture), "seed": seed, **told}
+            for prompt, picture, seed in zip(self.prompts, pictures, self.seeds, strict=True)
+        ]
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table("samples/table", rows, images_seen=seen, step=_step(trainer))
 
 
 class Reconstructions(Callback):
@@ -141,9 +155,18 @@ def show(trainer: Trainer, grid: Image.Image, *, key: str, folder: str, images_s
     grid.save(path)
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step Lightning logs metrics under
-            logger.log_image(key=key, images=[grid], step=step)
+            logger.log_image(key=key, images=[grid], step=_step(trainer))
     return path
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """(3, H, W) uint8 -> PIL."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def _step(trainer: Trainer) -> int:
+    """What Lightning logs metrics under."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def labelled_grid(
@@ -177,7 +200,7 @@ def labelled_grid(
     for row, label_height in zip(rows, label_heights, strict=True):
         for column, i in enumerate(row):
             x = gap + column * (width + gap)
-            picture = Image.fromarray(pictures[i].permute(1, 2, 0).contiguous().cpu().numpy())
+            picture = to_picture(pictures[i])
             canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
             if lines:
                 draw.multiline_text(

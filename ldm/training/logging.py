@@ -28,6 +28,8 @@ from ldm.training.secrecy import hide_secrets
 
 log = logging.getLogger(__name__)
 
+IMAGES_SEEN = "train/images_seen"
+
 
 FLUSHED_EVERY = 0.5  # seconds: what W&B has not written yet is lost when its helper process is killed
 RECENT = 20.0  # seconds that rows are remembered, to be told once more
@@ -154,7 +156,8 @@ class WandbLogger(Logger):
     Without a key, or where the server cannot be reached, the run is written to <run>/wandb and can be sent later, see
     ``ldm sync``. W&B's helper process dies of a SIGTERM that a queue sends to all processes of a job: it is started
     again and told the last rows once more. Whatever else goes wrong is warned of once, then training goes on without.
-    ``trainer/global_step`` is the x axis of all metrics. Lightning's own logger does not catch a server's failures.
+    ``train/images_seen`` is the x axis of all metrics, so that runs of different batch sizes are compared over what
+    they have learned from. Lightning's own logger does not catch a server's failures. What to click: docs/wandb.md.
 
     Args:
         folder: the run folder.
@@ -230,6 +233,24 @@ class WandbLogger(Logger):
             run.log({key: [wandb.Image(image) for image in images]} | _step(step))
 
         self._try_row(send)
+
+    @rank_zero_only
+    def log_table(
+        self, key: str, rows: Sequence[Mapping[str, Any]], *, images_seen: int, step: int | None
+    ) -> None:
+        """Rows of equal keys, pictures (PIL) among their values, as a W&B Table."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            columns = list(rows[0])
+            cells = [
+                [wandb.Image(row[name]) if hasattr(row[name], "convert") else row[name] for name in columns]
+                for row in rows
+            ]
+            run.log({key: wandb.Table(columns=columns, data=cells), IMAGES_SEEN: images_seen} | _step(step))
+
+        self._try(send)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -314,9 +335,15 @@ class WandbLogger(Logger):
             settings.x_transaction_log_flush_interval = FLUSHED_EVERY
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         run = wandb.init(dir=self.folder, mode=mode, resume="allow", settings=settings, **self.page)  # type: ignore[arg-type]
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        define_axes(run)
         return run
+
+
+def define_axes(run: Any) -> None:
+    """All metrics of a W&B run over images seen; rows that do not tell them take those of the row before."""
+    run.define_metric(IMAGES_SEEN)
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric=IMAGES_SEEN, step_sync=True)
 
 
 def has_wandb_key() -> bool:

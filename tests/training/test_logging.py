@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import csv
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ldm.evaluation.protocol import Protocol
+from ldm.evaluation.scores import Score
 from ldm.training.logging import CSVLogger, MetricsFile, WandbLogger, has_wandb_key
+from ldm.training.wandb_scores import log_scores
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -147,3 +152,83 @@ def test_what_fails_inside_is_told_once_and_left_out(
         logger.log_metrics({"train/loss": 1.0}, step=step)
     logger.finalize("success")
     assert len([record for record in caplog.records if "left out from here on" in record.message]) == 1
+
+
+class Page:
+    """What would be a W&B run: notes what it is told."""
+
+    def __init__(self) -> None:
+        self.axes: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.settings: dict[str, Any] = {}
+        self.config = self
+
+    def define_metric(self, name: str, **told: Any) -> None:
+        self.axes[name] = told
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.rows.append(values)
+
+    def update(self, values: dict[str, Any], **told: Any) -> None:
+        self.settings |= values
+
+    def finish(self, **told: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def page(no_account: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
+    import wandb
+
+    page = Page()
+    monkeypatch.setattr(wandb, "init", lambda **given: page.settings.update(given) or page)
+    return page
+
+
+def test_everything_stands_over_images_seen_and_samples_come_as_a_table(no_account: Path, page: Page) -> None:
+    logger = WandbLogger(folder=str(no_account), project="p", run_id="x", group="ablation")
+    picture = Image.new("RGB", (8, 8))
+    rows = [{"prompt": "a ring", "picture": picture, "seed": 3, "guidance": "2.0", "images_seen": 640}] * 2
+    logger.log_table("samples/table", rows, images_seen=640, step=10)
+    assert page.axes["*"]["step_metric"] == "train/images_seen" and page.settings["group"] == "ablation"
+    [sent] = page.rows
+    assert (sent["train/images_seen"], sent["trainer/global_step"]) == (640, 10)
+    table = sent["samples/table"]
+    assert table.columns == ["prompt", "picture", "seed", "guidance", "images_seen"] and len(table.data) == 2
+    assert table.data[0][0] == "a ring" and type(table.data[0][1]).__name__ == "Image"
+
+
+def test_scores_land_on_the_page_of_their_run_under_stable_names(no_account: Path, page: Page) -> None:
+    run = no_account / "runs" / "tiny" / "one"
+    run.mkdir(parents=True)
+    score = Score(
+        protocol=Protocol(metric="pinned_loss", weights="ema"),
+        value=0.5,
+        low=0.4,
+        high=0.6,
+        num=9,
+        run="tiny/one",
+        checkpoint="images_000000640",
+        images_seen=640,
+    )
+    online = replace(
+        score, protocol=replace(score.protocol, weights="online"), images_seen=320, low=None, high=None
+    )
+    (run / "config.yaml").write_text("logger: {csv: {_target_: ldm.training.logging.CSVLogger, folder: x}}\n")
+    assert not log_scores(run, [score]) and not page.rows
+    (run / "config.yaml").write_text(
+        "run_id: one\nlogger: {wandb: {_target_: ldm.training.logging.WandbLogger, folder: x, project: p, "
+        "run_id: '${run_id}'}}\n"
+    )
+    assert log_scores(run, [score, online])
+    assert page.settings["id"] == "one" and page.settings["resume"] == "allow"
+    assert page.rows == [
+        {"eval/pinned_loss/online": 0.5, "train/images_seen": 320.0},
+        {
+            "eval/pinned_loss": 0.5,
+            "eval/pinned_loss/low": 0.4,
+            "eval/pinned_loss/high": 0.6,
+            "train/images_seen": 640.0,
+        },
+    ]
+    assert page.settings["protocols"]["eval/pinned_loss"]["protocol_hash"] == score.protocol.hash
