@@ -20,6 +20,7 @@ TINY = [
     "experiment=shapes_dit",
     "trainer=cpu",
     "codec=pooled",
+    "~codec.path",
     "data=shapes_images",
     "data.batch_size=16",
     "network.depth=1",
