@@ -21,7 +21,9 @@ class LatentContract:
         downsample: Stride f.
         num_images: Over how many pictures mean and std were measured.
         colour_range: What pixel values the encoder expects.
-        content_hash: SHA-256 of architecture, weights and the fields above: the name of this latent space.
+        origin: The content hash of the autoencoder whose latents these are, where only the decoder was trained on; ""
+            where the latents are its own.
+        content_hash: SHA-256 of architecture, weights and the fields above: the name of this autoencoder.
     """
 
     mean: tuple[float, ...]
@@ -29,7 +31,13 @@ class LatentContract:
     downsample: int
     num_images: int
     colour_range: tuple[float, float] = (-1.0, 1.0)
+    origin: str = ""
     content_hash: str = ""
+
+    @property
+    def latent_hash(self) -> str:
+        """The name of this latent space, which denoisers and cached latents carry: a new decoder does not change it."""
+        return self.origin or self.content_hash
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -48,6 +56,8 @@ def hash_content(
     """SHA-256 over everything that shapes a latent; independent of dictionary order, dtype kept."""
     digest = hashlib.sha256()
     fields = {**asdict(contract), "content_hash": ""}
+    if not contract.origin:  # files from before there was one keep their hash
+        del fields["origin"]
     digest.update(json.dumps([dict(architecture), fields], sort_keys=True).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""A trained autoencoder as a codec: pictures to normalised latents and back.
+"""A trained autoencoder as a codec, whatever its network and its bottleneck: pictures to normalised latents and back.
 
 One safetensors file holds everything: weights, architecture, and the latent contract in the header. Published
 autoencoders come in by the same file: ``ldm import`` writes one from a folder of theirs, once.
@@ -21,6 +21,7 @@ from ldm.needs import Need, refuse_unmet
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.autoencoder_base import Autoencoder
 from ldm.nn.autoencoder_dc import AutoencoderDC
+from ldm.nn.bottlenecks import bottleneck_from
 
 FORMAT = "ldm-autoencoder-1"
 NETWORKS: dict[str, type[Autoencoder]] = {c.__name__: c for c in (AutoencoderKL, AutoencoderDC)}
@@ -47,7 +48,8 @@ class KLCodec(nn.Module):
         self.autoencoder, self.contract = read_autoencoder(Path(path))
         self.channels = self.autoencoder.latent_channels
         self.downsample = self.contract.downsample
-        self.content_hash = self.contract.content_hash
+        self.content_hash = self.contract.latent_hash  # what denoisers and caches are held against
+        self.decoder_hash = self.contract.content_hash  # what a picture was decoded by
         self.register_buffer("mean", torch.tensor(self.contract.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(self.contract.std)[:, None, None])
         self.requires_grad_(False).eval()
@@ -144,4 +146,6 @@ def describe_autoencoder(path: Path) -> tuple[type[Autoencoder], dict[str, Any],
         raise ValueError(
             f"{path} holds an autoencoder of class {name!r}; known here are {', '.join(NETWORKS)}"
         )
+    if "bottleneck" in architecture:
+        architecture["bottleneck"] = bottleneck_from(architecture["bottleneck"])
     return NETWORKS[name], architecture, LatentContract.from_json(header["contract"])

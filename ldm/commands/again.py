@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.commands.guide import GUIDE, with_guide
 from ldm.commands.inputs import read_inputs
 from ldm.commands.load import device_for, load_run
-from ldm.commands.pictures import Work, generation_of
+from ldm.commands.pictures import Work, decoder_hash, generation_of
 from ldm.sampling.recipe import Recipe, plain_to_part, read_recipe, write_png
 from ldm.training.checkpoint import checkpoint_with_hash, is_checkpoint, list_checkpoints
 from ldm.training.run import find_run
@@ -43,7 +43,7 @@ def again(
     inputs = read_inputs(mode.files(), made_with=recipe.inputs)
     place = device_for(recipe.device if device == "auto" else device)
     loaded = load_run(find_checkpoint(recipe, run, runs=runs), weights=recipe.weights, runs=runs)
-    codec_hash = loaded.module.codec.content_hash
+    codec_hash = decoder_hash(loaded.module.codec)
     if codec_hash != recipe.codec_hash:
         raise ValueError(
             f"{picture_file} was decoded by autoencoder {recipe.codec_hash[:12]}, the run's is now "

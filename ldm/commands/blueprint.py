@@ -13,6 +13,7 @@ from torch import nn
 
 from ldm.codecs.kl import describe_autoencoder
 from ldm.commands.blueprint_text import planned_text
+from ldm.needs import MissingNeeds
 from ldm.nn.autoencoder_base import Autoencoder
 from ldm.planning.standins import PlannedCodec
 from ldm.planning.subjects import AutoencoderSubject, DiffusionSubject, Subject
@@ -40,8 +41,19 @@ def blueprint(config: DictConfig, *, configs: Path) -> tuple[Subject, list[str]]
     if "autoencoder" in task:
         with torch.device("meta"):
             autoencoder = built(task.autoencoder)
-        terms = {str(name): built(term) for name, term in task.terms.items()}
-        return AutoencoderSubject(autoencoder=autoencoder, terms=terms, image_size=image_size), []
+            adversary = built(task.adversary) if task.get("adversary") else None
+        terms, notes = planned_terms(task.terms)
+        disturbances = {str(name): built(x) for name, x in (task.get("disturbances") or {}).items() if x}
+        return (
+            AutoencoderSubject(
+                autoencoder=autoencoder,
+                terms=terms,
+                disturbances=disturbances,
+                adversary=adversary,
+                image_size=image_size,
+            ),
+            notes,
+        )
     if not {"diffusion", "network", "text_encoder", "codec"} <= set(task):
         raise ValueError(f"{task['_target_']} cannot be planned: its step is not known here")
     codec, note = planned_codec(task.codec, task.network, configs)
@@ -66,6 +78,22 @@ def built(config: DictConfig | ListConfig) -> Any:
     return instantiate(config, _convert_="all")
 
 
+def planned_terms(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
+    """The terms of an autoencoder's loss without weights, and a note for each whose files are not there to look at."""
+    terms, notes = {}, []
+    for key, term in config.items():
+        name = str(key)
+        if term is None:
+            continue
+        try:
+            made = built(term)
+        except MissingNeeds as error:
+            notes.append(f"reckoned without the term {name}: {error}")
+            continue
+        terms[name] = made.to("meta") if isinstance(made, nn.Module) else made
+    return terms, notes
+
+
 def planned_codec(config: DictConfig, network: DictConfig, configs: Path) -> tuple[Any, str]:
     """The codec without its weights, and a note where its file is not there to say what it is."""
     if "path" not in config:
@@ -84,6 +112,7 @@ def planned_codec(config: DictConfig, network: DictConfig, configs: Path) -> tup
         )
     choice = PUBLISHED[channels]
     described: Any = OmegaConf.load(configs / "network" / f"{choice}.yaml")
+    described.pop("bottleneck", None)  # its own
     with torch.device("meta"):
         autoencoder: Autoencoder = built(described)
         return (

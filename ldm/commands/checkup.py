@@ -118,7 +118,7 @@ def without_machinery(config: DictConfig) -> DictConfig:
     with open_dict(kept):
         for key in ("trainer", "callbacks", "logger", "data", "optimizer", "lr_schedule", "codec"):
             kept.pop(key, None)
-        kept.task = {"terms": config.task.get("terms")}
+        kept.task = {name: config.task.get(name) for name in ("terms", "decoder_of")}
     return kept
 
 

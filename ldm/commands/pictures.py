@@ -37,6 +37,11 @@ def generation_of(loaded: LoadedRun, device: torch.device) -> Generation:
     return loaded.module.to(device).generation()
 
 
+def decoder_hash(codec: object) -> str:
+    """What tells the decoder of a picture from all others; several may share one latent space."""
+    return str(getattr(codec, "decoder_hash", getattr(codec, "content_hash", "")))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """All that pictures are made with, but for what each is asked for with.
@@ -119,7 +124,7 @@ class Work:
             run=str(loaded.folder.path),
             checkpoint=str(loaded.checkpoint_path),
             checkpoint_hash=loaded.checkpoint_hash,
-            codec_hash=loaded.module.codec.content_hash,
+            codec_hash=decoder_hash(loaded.module.codec),
             weights=loaded.weights,
             device=self.device.type,
             versions={

@@ -73,6 +73,8 @@ def replay(*, capsule: str, device: str = "auto", rows: int = 30) -> None:
 def make(module: Any, capsule: Capsule, *, dtype: torch.dtype | None, device: torch.device) -> Made:
     """The step's losses and gradients with the module's weights; None is float32 throughout."""
     module.train()
+    # A step that depends on how far the training is (a discriminator that begins later) must stand where it stood.
+    module.images_seen = max(0, int(capsule.step["images_seen"]) - capsule.batches[0].num_slots)
     module.count = module.log_step = lambda *_: None  # the step alone, without a trainer's bookkeeping
     parts: Mapping[str, nn.Module] = module.parts()
     outputs: dict[str, float] = {}

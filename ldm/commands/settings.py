@@ -59,6 +59,7 @@ class TrainConfig:
     task: Part
     diffusion: Part | Nothing
     network: Part
+    bottleneck: Part | None = None  # of an autoencoder; null for its network's own
     codec: Part | Nothing
     text_encoder: Part | Nothing
     data: Part

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.interop.configs import refuse_unsupported
+from ldm.interop.latents import refuse_bottleneck
 from ldm.interop.weights import Rule, linear
 from ldm.nn.autoencoder_dc import AutoencoderDC, Downsample, ResidualBlock, Upsample
 
@@ -91,6 +92,7 @@ class AutoencoderDCMap:
     def config(self, network: nn.Module) -> dict[str, Any]:
         """Without scaling: that belongs to the codec's contract."""
         assert isinstance(network, AutoencoderDC)
+        refuse_bottleneck(network)
         ours = network.architecture
         attending = ours["attention_levels"]
         residual = len(ours["channels"]) - attending

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.interop.configs import refuse_unsupported
+from ldm.interop.latents import refuse_bottleneck
 from ldm.interop.weights import Rule, linear
 from ldm.nn.autoencoder import AttentionBlock, AutoencoderKL, Downsample, ResidualBlock, Upsample
 
@@ -67,6 +68,7 @@ class AutoencoderKLMap:
     def config(self, network: nn.Module) -> dict[str, Any]:
         """Without scaling and shift: those belong to the codec's contract."""
         assert isinstance(network, AutoencoderKL)
+        refuse_bottleneck(network)
         ours = network.architecture
         if ours["patch_size"] != 1:
             raise ValueError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ldm.interop.autoencoder_kl import AutoencoderNames, autoencoder_rules
+from ldm.interop.latents import refuse_bottleneck
 from ldm.interop.unet import UNetNames, unet_rules
 from ldm.interop.weights import Rule
 from ldm.nn.autoencoder import AutoencoderKL
@@ -90,6 +91,7 @@ class CompVisAutoencoder:
 
     def rules(self, network: nn.Module) -> Sequence[Rule]:
         assert isinstance(network, AutoencoderKL)
+        refuse_bottleneck(network)
         ours = network.architecture
         if ours["patch_size"] != 1 or ours["encoder_channels"] != ours["channels"]:
             raise ValueError(

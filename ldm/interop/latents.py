@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.nn.autoencoder import AutoencoderKL
+from ldm.nn.autoencoder_base import Autoencoder
 
 
 def refolded(network: AutoencoderKL, *, factor: Sequence[float], offset: Sequence[float]) -> AutoencoderKL:
@@ -19,6 +20,7 @@ def refolded(network: AutoencoderKL, *, factor: Sequence[float], offset: Sequenc
 
     Log-variances are clipped to [-30, 20] after the change instead of before.
     """
+    refuse_bottleneck(network)
     f = torch.tensor(factor, dtype=torch.float64)  # (C,)
     o = torch.tensor(offset, dtype=torch.float64)
     with torch.device("meta"):
@@ -31,6 +33,18 @@ def refolded(network: AutoencoderKL, *, factor: Sequence[float], offset: Sequenc
     state |= _named("post_quant_conv", weight / f, bias - weight @ (o / f))
     new.load_state_dict(state, assign=True)
     return new.eval()
+
+
+def refuse_bottleneck(network: Autoencoder) -> None:
+    """
+    Raises:
+        ValueError: It has a bottleneck that other projects' autoencoders have not.
+    """
+    if bottleneck := network.architecture.get("bottleneck"):
+        raise ValueError(
+            f"this autoencoder has bottleneck={bottleneck['is']}, which no other layout here can hold: export with "
+            f"format=safetensors, or train one without it"
+        )
 
 
 def _convolution(module: nn.Module, channels: int) -> tuple[Tensor, Tensor]:

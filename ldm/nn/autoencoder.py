@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.nn.attention import SelfAttention
 from ldm.nn.autoencoder_base import Autoencoder
+from ldm.nn.bottlenecks import Bottleneck, Gaussian
 
 
 class ResidualBlock(nn.Module):
@@ -149,6 +149,7 @@ class AutoencoderKL(Autoencoder):
             from a wide decoder than from a wide encoder.
         quant_convs: A 1x1 convolution behind the encoder and one before the decoder, as Stable Diffusion 1.x, 2.x and
             SDXL have them.
+        bottleneck: What stands between encoder and decoder; a Gaussian posterior when None.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class AutoencoderKL(Autoencoder):
         attention: bool = True,
         encoder_channels: Sequence[int] | None = None,
         quant_convs: bool = False,
+        bottleneck: Bottleneck | None = None,
     ) -> None:
         super().__init__()
         encoder_channels = channels if encoder_channels is None else encoder_channels
@@ -184,8 +186,9 @@ class AutoencoderKL(Autoencoder):
         }
         self.latent_channels = latent_channels
         self.downsample = patch_size * 2 ** (len(channels) - 1)
+        self.set_bottleneck(bottleneck, default=Gaussian())
         self.encoder = Encoder(
-            out_channels=2 * latent_channels,
+            out_channels=self.bottleneck.encoder_channels,
             channels=encoder_channels,
             blocks_per_level=blocks_per_level,
             patch_size=patch_size,
@@ -200,8 +203,8 @@ class AutoencoderKL(Autoencoder):
             num_groups=num_groups,
             attention=attention,
         )
-        moments = 2 * latent_channels
-        self.quant_conv: nn.Module = nn.Conv2d(moments, moments, 1) if quant_convs else nn.Identity()
+        encoded = self.bottleneck.encoder_channels
+        self.quant_conv: nn.Module = nn.Conv2d(encoded, encoded, 1) if quant_convs else nn.Identity()
         self.post_quant_conv: nn.Module = (
             nn.Conv2d(latent_channels, latent_channels, 1) if quant_convs else nn.Identity()
         )
@@ -209,12 +212,26 @@ class AutoencoderKL(Autoencoder):
     def encode(self, images: Tensor) -> Tensor:
         """images (B, 3, fH, fW) in [-1, 1] -> moments (B, 2C, H, W): mean and log-variance, the latter in [-30, 20]."""
         self.check_size(images)
-        mean, log_var = self.quant_conv(self.encoder(images)).float().chunk(2, dim=1)
-        return torch.cat([mean, log_var.clamp(-30.0, 20.0)], dim=1)
+        return self.bottleneck.moments(self.quant_conv(self.encoder(images)).float())
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, C, H, W), not normalised -> images (B, 3, fH, fW) about [-1, 1], float32."""
-        return self.decoder(self.post_quant_conv(latents)).float()
+        return self.decoder(self.post_quant_conv(self.bottleneck.enter(latents))).float()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """After the last block of each level, and after the middle."""
+        found: list[Tensor] = []
+        h = images
+        for layer in self.encoder:
+            if isinstance(layer, Downsample):
+                found.append(h)
+            h = layer(h)
+            if isinstance(layer, nn.Sequential):  # the middle
+                found.append(h)
+        return found
+
+    def encoding_parts(self) -> list[nn.Module]:
+        return [self.encoder, self.quant_conv, self.bottleneck]
 
     @property
     def last_layer(self) -> nn.Conv2d:

@@ -3,7 +3,7 @@
 At such strides a plain encoder trains badly. Here every change of resolution has a shortcut without parameters that
 moves pixels into channels, or back (residual autoencoding), so that convolutions only learn what it leaves over. The
 lower resolutions have ReLU linear attention (2205.14756, section 3.1), whose cost grows with the number of positions
-and not with its square. There is no posterior: the latents are what the encoder says.
+and not with its square. As published there is no posterior: the latents are what the encoder says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.nn.autoencoder_base import Autoencoder, without_variance
+from ldm.nn.autoencoder_base import Autoencoder
+from ldm.nn.bottlenecks import Bottleneck, Deterministic
 
 
 class ChannelNorm(nn.Module):
@@ -158,18 +159,18 @@ def repeated(x: Tensor, channels: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """images (B, 3, fH, fW) -> latents (B, C, H, W). ``levels``: the blocks of each resolution, highest first."""
+    """images (B, 3, fH, fW) -> (B, out_channels, H, W). ``levels``: the blocks of each resolution, highest first."""
 
     def __init__(
         self,
         *,
-        latent_channels: int,
+        out_channels: int,
         channels: Sequence[int],
         levels: Sequence[Sequence[nn.Module]],
         shuffle: bool,
     ) -> None:
         super().__init__()
-        self.latent_channels = latent_channels
+        self.out_channels = out_channels
         if levels[0]:
             self.conv_in: nn.Module = nn.Conv2d(3, channels[0], 3, padding=1)
         else:  # the paper's: nothing happens at full resolution
@@ -180,11 +181,11 @@ class Encoder(nn.Module):
             if blocks and level < len(levels) - 1:
                 layers.append(Downsample(channels[level], channels[level + 1], shuffle=shuffle))
         self.layers = nn.Sequential(*layers)
-        self.conv_out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layers(self.conv_in(x))
-        return self.conv_out(x) + averaged(x, self.latent_channels)
+        return self.conv_out(x) + averaged(x, self.out_channels)
 
 
 class Decoder(nn.Module):
@@ -232,6 +233,7 @@ class AutoencoderDC(Autoencoder):
         scales: Kernel sizes of neighbourhoods that the linear attention gathers besides single positions.
         pixel_shuffle: Convolutions move pixels into channels and back, as in the paper; else they are strided on the
             way down and follow nearest neighbours on the way up, as in the one published with Sana (2410.10629).
+        bottleneck: What stands between encoder and decoder; latents are what the encoder says when None.
 
     Raises:
         ValueError: Numbers that do not fit each other; they are named.
@@ -248,6 +250,7 @@ class AutoencoderDC(Autoencoder):
         head_width: int = 32,
         scales: Sequence[int] = (),
         pixel_shuffle: bool = True,
+        bottleneck: Bottleneck | None = None,
     ) -> None:
         super().__init__()
         for name, blocks in {"encoder_blocks": encoder_blocks, "decoder_blocks": decoder_blocks}.items():
@@ -269,6 +272,13 @@ class AutoencoderDC(Autoencoder):
         }
         self.latent_channels = latent_channels
         self.downsample = 2 ** (len(channels) - 1)
+        self.set_bottleneck(bottleneck, default=Deterministic())
+        encoded = self.bottleneck.encoder_channels
+        if channels[-1] % encoded:
+            raise ValueError(
+                f"bottleneck={type(bottleneck).__name__} wants {encoded} channels of the encoder: that must divide "
+                f"{channels[-1]}, the lowest channels"
+            )
 
         def level(number: int, width: int, num_blocks: int) -> list[nn.Module]:
             if number < len(channels) - attention_levels:
@@ -279,7 +289,7 @@ class AutoencoderDC(Autoencoder):
             return [level(i, width, n) for i, (width, n) in enumerate(zip(channels, num_blocks, strict=True))]
 
         self.encoder = Encoder(
-            latent_channels=latent_channels,
+            out_channels=encoded,
             channels=channels,
             levels=levels(encoder_blocks),
             shuffle=pixel_shuffle,
@@ -292,13 +302,26 @@ class AutoencoderDC(Autoencoder):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """images (B, 3, fH, fW) in [-1, 1] -> moments (B, 2C, H, W): latents, and log-variances of -30."""
+        """images (B, 3, fH, fW) in [-1, 1] -> moments (B, 2C, H, W): latents, and log-variances of -30 as published."""
         self.check_size(images)
-        return without_variance(self.encoder(images).float())
+        return self.bottleneck.moments(self.encoder(images).float())
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, C, H, W), not normalised -> images (B, 3, fH, fW) about [-1, 1], float32."""
-        return self.decoder(latents).float()
+        return self.decoder(self.bottleneck.enter(latents)).float()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """After the last block of each resolution."""
+        found: list[Tensor] = []
+        h = self.encoder.conv_in(images)
+        for layer in self.encoder.layers:
+            if isinstance(layer, Downsample):
+                found.append(h)
+            h = layer(h)
+        return [*found, h]
+
+    def encoding_parts(self) -> list[nn.Module]:
+        return [self.encoder, self.bottleneck]
 
     @property
     def last_layer(self) -> nn.Conv2d:

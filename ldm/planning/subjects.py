@@ -12,6 +12,15 @@ from torch import Tensor, nn
 from ldm.diffusion.diffusion import Diffusion
 from ldm.interfaces import Conditioning, LatentCodec, Network, TextEncoder
 from ldm.nn.autoencoder_base import Autoencoder
+from ldm.training.adversary import Adversary
+from ldm.training.autoencoder_pass import (
+    AutoencoderTerm,
+    Disturbance,
+    Draw,
+    HasTrained,
+    run,
+    weighted_sum,
+)
 
 
 class Subject(Protocol):
@@ -108,30 +117,28 @@ class DiffusionSubject:
         return self.diffusion.loss(cast(Network, self.network), x0, cond, eps=eps, t=t).mean()
 
 
-class Term(Protocol):
-    """A term of an autoencoder's loss."""
-
-    weight: float
-
-    def __call__(self, images: Tensor, reconstructions: Tensor, moments: Tensor) -> Tensor: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSubject:
     """An autoencoder's training: see ``ldm/training/autoencoder_module.py``.
 
     Args:
-        autoencoder: On the meta device.
+        autoencoder: On the meta device, like the other networks.
         terms: Of its loss.
+        disturbances: Of its latents.
+        adversary: The discriminator, or None.
         image_size: Side of the pictures in pixels.
     """
 
     autoencoder: Autoencoder
-    terms: Mapping[str, Term]
+    terms: Mapping[str, AutoencoderTerm]
+    disturbances: Mapping[str, Disturbance]
+    adversary: Adversary | None
     image_size: int
 
     def trained(self) -> dict[str, nn.Module]:
-        return {"autoencoder": self.autoencoder}
+        trained = {name: term.trained() for name, term in self.terms.items() if isinstance(term, HasTrained)}
+        judge = {"discriminator": self.adversary.discriminator} if self.adversary else {}
+        return {"autoencoder": self.autoencoder, **trained, **judge}
 
     def frozen(self) -> dict[str, nn.Module]:
         return {name: term for name, term in self.terms.items() if isinstance(term, nn.Module)}
@@ -141,10 +148,20 @@ class AutoencoderSubject:
 
     def loss(self, batch_size: int) -> Tensor:
         images = torch.empty(batch_size, 3, self.image_size, self.image_size, device="meta")
-        moments = self.autoencoder.encode(images)
-        mean, log_var = moments.chunk(2, dim=1)
-        made = self.autoencoder.decode(mean + torch.exp(0.5 * log_var) * torch.empty_like(mean))
-        return torch.stack([term.weight * term(images, made, moments) for term in self.terms.values()]).sum()
+        keys = [str(number) for number in range(batch_size)]
+        seen = run(
+            self.autoencoder,
+            images,
+            Draw(seed=0, keys=keys, visits=[0] * batch_size, step=0),
+            disturbances=self.disturbances,
+            discriminator=self.adversary.discriminator if self.adversary else None,
+        )
+        acting = {name: term for name, term in self.terms.items() if term.weight}
+        loss = weighted_sum(acting, {name: term(seen) for name, term in acting.items()})
+        if self.adversary is None:
+            return loss
+        judged = self.adversary(seen, loss, images_seen=self.adversary.start_images, num_images=batch_size)
+        return loss + judged.generator + judged.discriminator
 
 
 def conditioning(text_encoder: nn.Module, batch_size: int, *, trained: bool) -> Conditioning:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ldm.training.flops import StepCounter, peak_memory, peak_rate
 from ldm.training.leaving import LeftUndone
+from ldm.training.optim import weights_apart
 from ldm.training.plots import draw_metrics
 from ldm.training.sharded import full
 
@@ -142,7 +143,10 @@ class ValidateEvery(Callback):
 
 
 class ClipGradients(Callback):
-    """Scale each optimizer's gradients down to a norm of at most ``max_norm``; logs ``train/grad_norm`` before that.
+    """Scale gradients down to a norm of at most ``max_norm``; logs ``train/grad_norm`` before that.
+
+    Weights that minimise losses of their own, an autoencoder and its discriminator, have norms of their own, and one
+    each is logged: ``train/grad_norm_discriminator``.
 
     Lightning's gradient_clip_val refuses fused optimizers under mixed precision; this takes them, as nothing is
     scaled any more when it runs.
@@ -159,17 +163,23 @@ class ClipGradients(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        norms = {name: self._clip(weights) for name, weights in weights_apart(optimizer).items()}
+        every = list(norms.values())
+        self.norm = every[0] if len(every) == 1 else torch.stack(every).norm()
+        if is_logged(trainer):
+            pl_module.log_dict({f"train/grad_norm_{name}".rstrip("_"): x for name, x in norms.items()})
+
+    def _clip(self, weights: list[nn.Parameter]) -> Tensor:
+        """Scale the gradients of these; their norm before."""
         found = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         # Under FSDP the norm is over all processes' shares, which torch puts together when asked for the whole.
-        self.norm = norm = full(found)
+        norm = full(found)
         if norm is found:
             found = torch.nan_to_num(
                 norm, posinf=0.0
             )  # what cannot be scaled stays as it is, to be looked at
         nn.utils.clip_grads_with_norm_(weights, self.max_norm, found)
-        if is_logged(trainer):
-            pl_module.log("train/grad_norm", norm)
+        return norm
 
 
 class Throughput(Callback):

@@ -8,7 +8,7 @@ a pure function of the images seen, so it cannot drift from the data on a restar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -119,10 +119,16 @@ def _check_rates(lr: float, weight_decay: float, *decays: float, name: str = "lr
 
 
 class Joined(Optimizer):
-    """Several optimizers that act as one, each on its own parameters."""
+    """Several optimizers that act as one, each on its own parameters.
 
-    def __init__(self, optimizers: list[Optimizer]) -> None:
+    Args:
+        optimizers: At least one.
+        names: One for each where they minimise losses of their own: their gradients are then clipped apart.
+    """
+
+    def __init__(self, optimizers: list[Optimizer], *, names: Sequence[str] = ()) -> None:
         self.optimizers = optimizers
+        self.names = list(names)
         super().__init__([group for part in optimizers for group in part.param_groups], defaults={})
         self._share_groups()
 
@@ -175,6 +181,18 @@ def decayed_apart(parameters: list[nn.Parameter], weight_decay: float) -> list[d
 def has_fused(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether torch has one kernel for the whole AdamW step where these parameters live."""
     return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+
+
+def weights_apart(optimizer: Optimizer) -> dict[str, list[nn.Parameter]]:
+    """The weights that one loss moves, by the names of a ``Joined``; all, under "", where there is one loss."""
+    if isinstance(optimizer, Joined) and optimizer.names:
+        parts = zip(optimizer.names, optimizer.optimizers, strict=True)
+        return {name: weights_of(part) for name, part in parts}
+    return {"": weights_of(optimizer)}
+
+
+def weights_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
