@@ -52,7 +52,10 @@ def draw_levels(recipes: Sequence[Recipe], row: Row) -> bytes:
 def draw_progress(recipes: Sequence[Recipe], row: Row) -> bytes | None:
     """The score of each run over images seen: a PNG; None where no run was scored twice in this way."""
     curves = [
-        (i, run.label, _history(run.scores, row)) for i, recipe in enumerate(recipes) for run in recipe.runs
+        (i, run.label, _history(run.scores, row.cells[recipe.label].protocol_hash))
+        for i, recipe in enumerate(recipes)
+        if recipe.label in row.cells
+        for run in recipe.runs
     ]
     if all(len(history) < 2 for _, _, history in curves):
         return None
@@ -62,7 +65,7 @@ def draw_progress(recipes: Sequence[Recipe], row: Row) -> bytes | None:
         axis.plot(seen, [score.value for score in history], "o-", ms=4, color=_colour(i), label=label)
         if all(score.low is not None for score in history):
             low, high = [score.low for score in history], [score.high for score in history]
-            axis.fill_between(seen, low, high, color=_colour(i), alpha=0.12, lw=0)  # type: ignore[arg-type]
+            axis.fill_between(seen, low, high, color=_colour(i), alpha=0.12, lw=0)
     axis.set_xlabel("images seen", color=GREY)
     axis.set_ylabel(row.metric, color=GREY)
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -124,7 +125,7 @@ def evaluate(
                         num_steps=num_steps,
                         runs=runs,
                     ),
-                    data_module=lambda config=loaded.config: data_of(config, train_shards, val_shards),
+                    data_module=partial(data_of, loaded.config, train_shards, val_shards),
                     seeds=range(seed, seed + num_seeds),
                     folder=Path(out) if out else loaded.folder.path / "evaluation",
                     kept=loaded.folder.path / WALKS,

@@ -194,7 +194,7 @@ def _finished(study: Any) -> list[Tried]:
             trial.number,
             tuple(trial.user_attrs["overrides"]),
             *trial.user_attrs["value"],
-            calls=int(trial.values[1]),
+            int(trial.values[1]),
         )
         for trial in study.trials
         if trial.values is not None

@@ -147,7 +147,7 @@ class Timm:
         import timm
 
         path = Path(str(needs[-1].found))
-        options = {"img_size": self.size} if self.model.startswith("vit_") else {}
+        options: dict[str, Any] = {"img_size": self.size} if self.model.startswith("vit_") else {}
         try:
             network = timm.create_model(
                 self.model,

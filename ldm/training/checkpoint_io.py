@@ -42,7 +42,7 @@ class CheckpointFolders(CheckpointIO):
         )
         self._error: BaseException | None = None  # a mistake of ours, met in the background
         self._thread: threading.Thread | None = None
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None
 
     @property
     def shared(self) -> bool:
@@ -68,7 +68,7 @@ class CheckpointFolders(CheckpointIO):
             if self._group is None and dist.is_initialized():
                 # Of its own: messages of the background must not come between those of the training.
                 self._group = dist.new_group(backend="gloo")
-            write = partial(write_together, group=self._group)
+            write: Callable[..., None] = partial(write_together, group=self._group)
         else:
             write = write_checkpoint
         if self.background or self.shared:

@@ -243,14 +243,11 @@ class WandbLogger(Logger):
         def send(run: Any) -> None:
             import wandb
 
-            columns = list(rows[0])
-            cells = [
-                [wandb.Image(row[name]) if hasattr(row[name], "convert") else row[name] for name in columns]
-                for row in rows
-            ]
+            columns: list[str | int] = list(rows[0])
+            cells = [[wandb.Image(x) if hasattr(x, "convert") else x for x in row.values()] for row in rows]
             run.log({key: wandb.Table(columns=columns, data=cells), IMAGES_SEEN: images_seen} | _step(step))
 
-        self._try(send)
+        self._try_row(send)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -182,7 +182,9 @@ def copy_to_host(x: Any) -> Any:
 def changed(module: nn.Module) -> None:
     """Tell FSDP that weights were written into, so that no gathered copy of the former ones is used again."""
     home = sys.modules.get("torch.distributed.fsdp")
-    for part in module.modules() if home is not None else ():
+    if home is None:
+        return
+    for part in module.modules():
         if isinstance(part, home.FSDPModule):
             part.reshard()
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ldm.commands.compare import compare, make_comparison
+from ldm.commands.compare_pictures import draw_progress
 from ldm.commands.compare_tables import latex, markdown
 from ldm.commands.compare_verdicts import ALIKE, SAME, UNKNOWN
 from ldm.commands.main import main
@@ -203,6 +204,19 @@ def written(tmp_path, capsys) -> Path:
     main(["compare", f"runs=[{runs}]", f"out={tmp_path}/out/comparison"])
     (tmp_path / "printed.txt").write_text(capsys.readouterr().out)
     return tmp_path
+
+
+def test_a_metric_is_drawn_over_the_training_where_it_was_measured_more_than_once(tmp_path):
+    folders = [write_run(tmp_path, "a"), write_run(tmp_path, "b", config=CRIPPLED, effect=0.05)]
+
+    def drawn() -> bytes | None:
+        found = make_comparison(["tiny/a", "tiny/b"], folder=str(tmp_path))
+        return draw_progress(found.recipes, found.rows[0])
+
+    assert drawn() is None
+    for folder in folders:
+        add_score(folder, PROTOCOL, LOSSES + 0.1, images_seen=500)
+    assert drawn().startswith(b"\x89PNG")
 
 
 def test_the_command_prints_tables(written):
