@@ -19,6 +19,7 @@ import argparse
 import io
 import itertools
 import json
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data_growth import bad, cached, growth, memory
+from data_growth import bad, cached, growth, indexing, memory, order_of_many
 from data_peers import BATCH, READERS, SIDE, convert
 from PIL import Image
 from rich.console import Console
@@ -42,6 +43,8 @@ PHOTOGRAPHS = (
     "immunohistochemistry",
     "retina",
 )
+SOURCES = (256, 320, 384, 512, 768)
+MARGINS = (1.0, 1.5, 2.0)
 PARTS = ("speed", "error", "growth", "bad", "memory", "cached")
 
 
@@ -65,9 +68,9 @@ def main() -> None:
     torch.set_num_threads(1)
     report: dict[str, Any] = {"torch": torch.__version__, "num": options.num}
     if "error" in options.parts:
-        report["error"] = show(
-            "grey levels between our result and PIL's bicubic resize of all pixels", errors()
-        )
+        make(options.folder / "real" / "shards", "real", options.num // 10)
+        title = "grey levels between our result and PIL's bicubic resize of all pixels"
+        report["error"] = show(title, errors(options.folder / "real" / "shards"))
     if "speed" in options.parts:
         for kind, num in (("256", options.num), ("real", options.num // 10)):
             folder = options.folder / kind
@@ -81,7 +84,9 @@ def main() -> None:
         make(options.folder / "256" / "shards", "256", options.num)
         report["bad"] = show("what 1 % bad samples cost", [bad(options.folder, options.turns)])
     if "growth" in options.parts:
+        report["index"] = show("an index, of 10,000 samples like img2dataset's", indexing(options.folder))
         report["growth"] = show("growth with the number of shards", growth(options.folder, options.shards))
+        report["order"] = show("the order of 100 million samples", order_of_many())
     if "memory" in options.parts:
         make(options.folder / "256" / "shards", "256", options.num)
         report["memory"] = show("memory of the process while reading on", memory(options.folder))
@@ -114,9 +119,15 @@ def photographs() -> list[Image.Image]:
 
 
 def make(folder: Path, kind: str, num: int) -> None:
-    """Shards of JPEGs, quality 90: squares of 256, or crops of all sizes from 300 to 1,400."""
+    """Shards of JPEGs, quality 90: squares of 256, or crops of all sizes from 300 to 1,400; kept for the next run."""
     from ldm.data.shards import ShardWriter
 
+    made = folder.with_name("made.txt")
+    if made.exists() and made.read_text() == f"{num} of {kind}":
+        return
+    made.unlink(missing_ok=True)
+    for old in (folder, folder.with_name("mds"), folder.with_name("litdata")):
+        shutil.rmtree(old, ignore_errors=True)
     photos, random = photographs(), np.random.default_rng(0)
     with ShardWriter(folder, samples_per_shard=1_000 if kind == "256" else 100) as writer:
         for i in range(num):
@@ -132,31 +143,51 @@ def make(folder: Path, kind: str, num: int) -> None:
             box = (left, top, left + width, top + height)
             photo.resize(size, Image.Resampling.LANCZOS, box=box).save(out, "JPEG", quality=90)
             writer.write(out.getvalue(), "jpg", f"photograph {i % len(photos)}, part {i}", {"number": i})
+    made.write_text(f"{num} of {kind}")
 
 
-def errors() -> list[dict[str, Any]]:
-    """How far decoding at a fraction is from resampling all pixels, by photograph."""
+def errors(real: Path) -> list[dict[str, Any]]:
+    """How far decoding at a fraction is from resampling all pixels, by the size that photographs have; and on average.
+
+    Args:
+        real: shards of pictures of all sizes, of which every tenth is looked at.
+    """
+    from ldm.data.index import build_index
+    from ldm.data.shards import find_shards
+
+    pictures: dict[str, list[bytes]] = {}
+    for photo in photographs():
+        side = min(photo.size)
+        for source in SOURCES:
+            out = io.BytesIO()
+            square = photo.crop((0, 0, side, side)).resize((source, source), Image.Resampling.LANCZOS)
+            square.save(out, "JPEG", quality=90)
+            pictures.setdefault(f"{source} -> {SIDE}", []).append(out.getvalue())
+    index = build_index(find_shards(real))
+    pictures[f"300 to 1,400 -> {SIDE}"] = [index.read(i, "picture") or b"" for i in range(0, len(index), 10)]
+    rows = []
+    for name, encoded in pictures.items():
+        row: dict[str, Any] = {"reader": name}
+        for margin in MARGINS:
+            found = [error(data, margin) for data in encoded]
+            row |= {f"margin {margin:g}": statistics.mean(found), f"the worst, {margin:g}": max(found)}
+        rows.append(row)
+    return rows
+
+
+def error(data: bytes, margin: float) -> float:
+    """Of one picture: the middle square as we show it, against PIL's bicubic of the same pixels of the whole."""
     from ldm.data.decode import decode
     from ldm.data.pixels import decode_pixels
     from ldm.data.transforms import fit
 
-    rows = []
-    for name, photo in zip(PHOTOGRAPHS, photographs(), strict=True):
-        for source in (256, 320, 512):
-            side, out = min(photo.size), io.BytesIO()
-            photo.crop((0, 0, side, side)).resize((source, source), Image.Resampling.LANCZOS).save(
-                out, "JPEG", quality=90
-            )
-            whole = decode(out.getvalue())
-            row: dict[str, Any] = {"reader": f"{name} {source} -> {SIDE}"}
-            for margin in (1.0, 2.0):
-                shown, _ = fit(decode_pixels(out.getvalue(), shown=(SIDE, SIDE), margin=margin), (SIDE, SIDE))
-                for filter_ in (Image.Resampling.BICUBIC, Image.Resampling.BOX):
-                    off = np.abs(shown.astype(int) - np.asarray(whole.resize((SIDE, SIDE), filter_)))
-                    row[f"margin {margin:g}, {filter_.name.lower()}"] = float(off.mean())
-            rows.append(row)
-    names = [name for name in rows[0] if name != "reader"]
-    return [*rows, {"reader": "mean"} | {name: statistics.mean(row[name] for row in rows) for name in names}]
+    pixels = decode_pixels(data, shown=(SIDE, SIDE), margin=margin)
+    shown, _ = fit(pixels, (SIDE, SIDE))
+    side, n = min(pixels.height, pixels.width), pixels.fraction
+    left, top = (round((length - side) / 2 / n) * n for length in (pixels.width, pixels.height))
+    square = decode(data).crop((left, top, left + side, top + side))
+    off = shown.astype(int) - np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return float(np.abs(off).mean())
 
 
 def speeds(folder: Path, workers: int, options: argparse.Namespace) -> list[dict[str, Any]]:

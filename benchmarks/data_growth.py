@@ -35,6 +35,46 @@ print(len(data), opened - begun, time.perf_counter() - begun, anonymous() - befo
 """
 
 
+def indexing(folder: Path) -> list[dict[str, Any]]:
+    """One shard of a thousand pictures of 256 x 256 with the json that img2dataset writes, indexed several times."""
+    from ldm.data.scan import tar_hash
+    from ldm.data.shard_index import write_index
+    from ldm.data.shards import ShardWriter, find_shards
+
+    out = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((256, 256), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+    with ShardWriter(folder / "like_img2dataset", samples_per_shard=1_000) as writer:
+        for i in range(1_000):
+            fields = {"caption": f"caption {i}", "url": f"https://example.org/{i}.jpg", "key": f"{i:09d}"}
+            numbers = {
+                "width": 256,
+                "height": 256,
+                "original_width": 640 + i,
+                "original_height": 480,
+                "aesthetic": i / 7,
+            }
+            meta = {**fields, **numbers, "status": "success", "error_message": None, "exif": "{}"}
+            writer.write(out.getvalue(), "jpg", fields["caption"], meta)
+    (shard,) = find_shards(folder / "like_img2dataset")
+    seconds: dict[str, list[float]] = {}
+    for _ in range(9):
+        for name, work in (("all", write_index), ("SHA-256", tar_hash)):
+            begun = time.process_time()
+            work(shard)
+            seconds.setdefault(name, []).append(10 * (time.process_time() - begun))
+    size = shard.with_suffix(".idx").stat().st_size
+    return [
+        {
+            "kB a sample": shard.stat().st_size / 1e6,
+            "s of CPU time": statistics.median(seconds["all"]),
+            "the least": min(seconds["all"]),
+            "of it SHA-256": min(seconds["SHA-256"]),
+            "bytes a sample": size / 1_000,
+        }
+    ]
+
+
 def growth(folder: Path, nums: list[int]) -> list[dict[str, Any]]:
     """Shards of ten tiny samples: what an index costs by the shard, and a start."""
     from ldm.data.shard_index import write_index
@@ -69,6 +109,27 @@ def growth(folder: Path, nums: list[int]) -> list[dict[str, Any]]:
                 "first batch, s": first,
                 "memory, MB": memory / 1e3,
             }
+        )
+    return rows
+
+
+def order_of_many() -> list[dict[str, Any]]:
+    """The order alone of 100 million samples in 10,000 shards: no file is read for it."""
+    from ldm.data.order import GlobalBatches, Shuffled
+
+    rows = []
+    for start in (0, 10**9 + 7):
+        begun = time.process_time()
+        walk = Shuffled(counts=[10_000] * 10_000)
+        batches = iter(GlobalBatches(walk=walk, global_batch=256, start=start))
+        next(batches)
+        first = time.process_time() - begun
+        begun = time.process_time()
+        for _ in itertools.islice(batches, 400):
+            pass
+        each = (time.process_time() - begun) / (400 * 256)
+        rows.append(
+            {"samples": walk.num_samples, "begins at": start, "first batch, s": first, "then, us": 1e6 * each}
         )
     return rows
 

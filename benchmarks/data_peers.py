@@ -43,12 +43,12 @@ def with_simplejpeg(data: bytes) -> torch.Tensor:
 DECODERS = {"PIL": with_pil, "simplejpeg": with_simplejpeg}
 
 
-def ours(margin: float) -> Reader:
+def ours(**options: float) -> Reader:
     def read(folder: Path, workers: int) -> Iterator[torch.Tensor]:
         from ldm.data.blend import order_of
         from ldm.data.pipeline import ShardDataset, endless
 
-        data = ShardDataset(shards=str(folder / "shards"), image_size=SIDE, decode_margin=margin)
+        data = ShardDataset(shards=str(folder / "shards"), image_size=SIDE, **options)
         order = order_of(data, num=len(data), global_batch=BATCH)
         for batch in endless(data, lambda: order, num_workers=workers):
             yield batch.images
@@ -124,8 +124,8 @@ def litdata(decoder: str) -> Reader:
 
 
 READERS: dict[str, Reader] = {
-    "ldm": ours(1.0),
-    "ldm, decode_margin 2": ours(2.0),
+    "ldm": ours(),
+    "ldm, decode_margin 1": ours(decode_margin=1.0),
     **{f"webdataset + {decoder}": webdataset(decoder) for decoder in DECODERS},
     **{f"mosaicml-streaming + {decoder}": streaming(decoder) for decoder in DECODERS},
     **{f"litdata + {decoder}": litdata(decoder) for decoder in DECODERS},

@@ -76,6 +76,11 @@ class CaptionRecipe:
         """Whether a caption's words are another each time, so that what is made of them cannot be made beforehand."""
         return self.shuffle_tags or self.tag_dropout > 0
 
+    @property
+    def as_written(self) -> bool:
+        """Whether a sample's only text is its caption at every visit, with nothing to draw."""
+        return self.templates is None and not self.changes_tags
+
     def draw(self, texts: Texts, fields: Fields, *, seed: int, key: str, visit: int) -> str:
         """The caption of a visit; empty where the sample has no text in the fields."""
         said = [texts.get(name, ()) for name in fields]

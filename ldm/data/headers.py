@@ -29,13 +29,22 @@ class PictureHeader(NamedTuple):
 UNREADABLE = PictureHeader("", 0, 0)
 
 
+class JpegHeader(NamedTuple):
+    """A JPEG as it is stored."""
+
+    width: int
+    height: int
+    turned: int  # EXIF's orientation, 1 to 8
+    colours: int  # numbers to a pixel: 1 is grey, 3 is colour, 4 is print
+
+
 def read_header(data: bytes | memoryview) -> PictureHeader:
     """Format and displayed size of an encoded picture; never raises, for what is read here may be anything."""
     first = bytes(data[:8])
     try:
         if first[:3] == b"\xff\xd8\xff":
             found = jpeg_header(data)
-            return _by_pil(data) if found is None else _displayed("jpeg", *found)
+            return _by_pil(data) if found is None else _displayed("jpeg", *found[:3])
         if first == _PNG:
             return _png(data) or _by_pil(data)
     except (IndexError, struct.error):
@@ -43,8 +52,8 @@ def read_header(data: bytes | memoryview) -> PictureHeader:
     return _by_pil(data)
 
 
-def jpeg_header(data: bytes | memoryview) -> tuple[int, int, int] | None:
-    """Width and height of a JPEG as stored, and EXIF's orientation; None where PIL has to look.
+def jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
+    """What stands before a JPEG's pixels; None where PIL has to look.
 
     Raises:
         IndexError, struct.error: the header is cut.
@@ -59,8 +68,8 @@ def jpeg_header(data: bytes | memoryview) -> tuple[int, int, int] | None:
         elif marker in _NO_LENGTH:
             at += 2
         elif marker in _SIZE_MARKERS:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return (width, height, turned) if height and width else None
+            height, width, colours = struct.unpack_from(">HHB", data, at + 5)
+            return JpegHeader(width, height, turned, colours) if height and width else None
         elif marker in (0xD9, 0xDA):  # the picture before its size
             return None
         else:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ldm.data.buckets import Assignment
 from ldm.data.cache import CacheFile
@@ -18,7 +17,7 @@ from ldm.data.memory import Memory
 from ldm.data.order import Order
 from ldm.data.parts import Part, missing
 from ldm.data.pipeline import ShardDataset, pieces_of
-from ldm.data.strings import Strings
+from ldm.data.strings import Strings, spans
 from ldm.data.text_cache import TextCache
 from ldm.interfaces import Batch
 
@@ -69,27 +68,33 @@ class LatentDataset:
         """The samples at ``indices`` (B,), all of one size, at their ``visits`` (B,), with a caption drawn for each."""
         numbers = np.searchsorted(self._ends, indices, side="right")  # (B,) of each one's part
         rows = np.asarray(indices) - self._starts[numbers]
-        height, width = self._part(int(numbers[0])).sizes[rows[0], 4:].tolist()
-        moments: Tensor | None = None
+        first = self._part(int(numbers[0]))
+        height, width = first.sizes[rows[0], 4:].tolist()
+        shape = first.moments[height, width].shape[1:]
+        moments = self._memory.empty(len(rows), *shape, dtype=torch.float16)  # (B, 2C, H, W)
+        filled = moments.numpy()
         sizes = np.empty((len(rows), 6), np.float32)
         sources = np.empty(len(rows), np.int64)
         keys, captions, places = [""] * len(rows), [""] * len(rows), [0] * len(rows)
-        for number in np.unique(numbers).tolist():
-            part, here = self._part(number), np.flatnonzero(numbers == number)
-            found = part.moments[height, width]
-            if moments is None:
-                moments = self._memory.empty(
-                    len(rows), *found.shape[1:], dtype=torch.float16
-                )  # (B, 2C, H, W)
-            moments.numpy()[here] = found[part.row[rows[here]]]
+        shares = shares_of(numbers)
+        for number, here in shares:
+            part = self._part(number)
+            filled[here] = part.moments[height, width][part.row[rows[here]]]
             sizes[here] = part.sizes[rows[here]]
-            sources[here] = part.source[rows[here]]
+            source = part.source[rows[here]]
+            sources[here] = source
             preparation = self.preparations[number]
             recipe, fields, seed = preparation.captions, preparation.fields, preparation.seed
-            for b, source in zip(here.tolist(), sources[here].tolist(), strict=True):
-                key, (texts, counts), visit = part.keys[source], part.said(source), visits[b]
+            names = part.keys.take(source)
+            texts = part.only_texts(source) if recipe.as_written else None
+            if texts is not None:  # nothing to draw, nearly always
+                for b, key, text in zip(here.tolist(), names, texts, strict=True):
+                    keys[b], captions[b] = key, text
+                continue
+            for b, key, (said, counts) in zip(here.tolist(), names, part.said(source), strict=True):
+                visit = visits[b]
                 place = recipe.place(counts, fields, seed=seed, key=key, visit=visit)
-                captions[b] = recipe.caption(texts, place, seed=seed, key=key, visit=visit)
+                captions[b] = recipe.caption(said, place, seed=seed, key=key, visit=visit)
                 keys[b], places[b] = key, place
         return Batch(
             captions=captions,
@@ -100,7 +105,7 @@ class LatentDataset:
             slots=slots,
             num_slots=num_slots,
             sizes=torch.from_numpy(sizes),
-            text=None if self.text is None else self.text.batch(numbers, sources, np.array(places)),
+            text=None if self.text is None else self.text.batch(shares, sources, np.array(places)),
         )
 
     def endless(self, order: Order) -> Iterator[Batch]:
@@ -134,6 +139,14 @@ class LatentDataset:
         return found
 
 
+def shares_of(numbers: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Each of the numbers (n,) once, rising, with the places where it stands."""
+    places = np.argsort(numbers, kind="stable")
+    ordered = numbers[places]
+    begins = np.flatnonzero(np.diff(ordered, prepend=-1))
+    return list(zip(ordered[begins].tolist(), np.split(places, begins[1:]), strict=True))
+
+
 class _OpenPart:
     """The columns of one file, mapped."""
 
@@ -149,18 +162,25 @@ class _OpenPart:
         self.keys, self.texts = Strings(columns, "keys"), Strings(columns, "texts")
         known = {name: number for number, name in enumerate(Strings(columns, "fields"))}
         self._wanted = [known.get(name, -1) for name in fields]
-        # Memory views: an element of an array would be an object of numpy's, several times slower to make.
-        self._ends, self._field = columns["said_ends"].data, columns["text_field"].data
+        self._ends, self._field = columns["said_ends"], columns["text_field"]
+        # Each sample has one text and that is wanted, as nearly always: then its place is the sample's.
+        self._single = (
+            len(self._wanted) == 1
+            and len(self._field) == len(self._ends)
+            and bool((np.diff(self._ends, prepend=0) == 1).all())
+            and bool((self._field == self._wanted[0]).all())
+        )
 
-    def said(self, row: int) -> tuple[list[str], list[int]]:
-        """A sample's texts in the fields, and how many there are in each."""
-        begin, end = self._ends[row - 1] if row else 0, self._ends[row]
-        if end == begin + 1 and self._wanted == [self._field[begin]]:  # one text, and that is wanted
-            return [self.texts[begin]], [1]
-        texts: list[str] = []
-        counts = []
-        for number in self._wanted:
-            here = [self.texts[j] for j in range(begin, end) if self._field[j] == number]
-            texts += here
-            counts.append(len(here))
-        return texts, counts
+    def only_texts(self, rows: np.ndarray) -> list[str] | None:
+        """The texts of samples (n,), where every sample has only one and that in the field; None otherwise."""
+        return self.texts.take(rows) if self._single else None
+
+    def said(self, rows: np.ndarray) -> Iterator[tuple[list[str], list[int]]]:
+        """The texts of samples (n,) in the fields, and how many there are in each."""
+        for begin, end in zip(*(places.tolist() for places in spans(self._ends, rows)), strict=True):
+            codes = self._field[begin:end].tolist()
+            of_field = [
+                [self.texts[j] for j, code in enumerate(codes, start=begin) if code == number]
+                for number in self._wanted
+            ]
+            yield [text for texts in of_field for text in texts], [len(texts) for texts in of_field]

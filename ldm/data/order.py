@@ -164,7 +164,7 @@ class GlobalBatches:
         first = self.start
         while True:
             indices, visits = self.walk(np.arange(first + self.slots.start, first + self.slots.stop))
-            yield [Request(*one) for one in zip(indices.tolist(), visits.tolist(), strict=True)]
+            yield list(map(Request, indices.tolist(), visits.tolist()))
             first += self.global_batch
 
 

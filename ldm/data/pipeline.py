@@ -68,7 +68,7 @@ class ShardDataset(Dataset[Item]):
         crop: str = "center",
         seed: int = 0,
         background: str = "white",
-        decode_margin: float = 1.0,
+        decode_margin: float = 2.0,
         original_size_from: Sequence[str] | None = None,
         buckets: Sizes | None = None,
         filters: Sequence[str] = (),

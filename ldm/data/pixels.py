@@ -20,7 +20,7 @@ from ldm.data.headers import jpeg_header
 Size = tuple[int, int]
 """(height, width) in pixels, as everywhere in this project; only PIL says it the other way round."""
 
-_COLOURS = frozenset({"YCbCr", "RGB", "Gray"})  # how a JPEG may be stored; the others are print's
+_COLOURS = (1, 3)  # numbers to a pixel in grey and in colour; print has four
 
 
 class Pixels(NamedTuple):
@@ -63,17 +63,16 @@ def decode_pixels(
 def _decode_jpeg(data: bytes, shown: Size | None, margin: float, max_pixels: int) -> Pixels | None:
     """None where this is no matter for the fast way."""
     try:
-        stored_height, stored_width, colours, _ = simplejpeg.decode_jpeg_header(data)
         header = jpeg_header(data)
-    except (ValueError, IndexError, struct.error):
+    except (IndexError, struct.error):
         return None
-    if header is None or colours not in _COLOURS:
+    if header is None or header.colours not in _COLOURS:
         return None
+    stored_width, stored_height, turned, _ = header
     if stored_height * stored_width > max_pixels:
         raise UnreadablePicture(
             f"{stored_width} x {stored_height} pixels are more than the limit of {max_pixels:,}"
         )
-    turned = header[2]
     height, width = (stored_width, stored_height) if 5 <= turned <= 8 else (stored_height, stored_width)
     fraction = 1
     if shown is not None:
@@ -90,7 +89,8 @@ def _decode_jpeg(data: bytes, shown: Size | None, margin: float, max_pixels: int
         )
     except ValueError:
         return None
-    assert values.shape[:2] == (-(-stored_height // fraction), -(-stored_width // fraction)), values.shape
+    if values.shape[:2] != (-(-stored_height // fraction), -(-stored_width // fraction)):
+        return None  # a header that two read differently
     return Pixels(_upright(values, turned), height, width, fraction)
 
 

@@ -49,8 +49,8 @@ class Preparation:
         seed: of the choices.
         background: what transparent parts of a picture show.
         decode_margin: JPEGs are decoded at the smallest of their full, half, quarter and eighth size that is at least
-            so many times what is shown, and resampled from there. 1 is fastest, 2 is within half a grey level of
-            resampling all pixels; see ``ldm.data.pixels``.
+            so many times what is shown, and resampled from there. At 1, which is fastest, the result is about a grey
+            level from resampling all pixels, at 2 within half a level; docs/data.md has photographs.
         original_size_from: the json's fields with the height and width that a picture had before it was packed, for
             size conditioning; None, or where they are missing, for those of the stored picture.
 
@@ -65,7 +65,7 @@ class Preparation:
     crop: str = "center"
     seed: int = 0
     background: str = "white"
-    decode_margin: float = 1.0
+    decode_margin: float = 2.0
     original_size_from: Sequence[str] | None = None
 
     def __post_init__(self) -> None:

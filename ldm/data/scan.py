@@ -22,6 +22,8 @@ from ldm.data.tar import Member, members
 
 PICTURES = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "avif", "ppm"})
 PARTS = ("picture", "txt", "json")
+_ENDINGS = PICTURES | {"txt", "json"}
+_NOWHERE = (0, -1)  # place and size of a part that is not there
 _PICKLES = frozenset(
     {"pkl", "pickle", "pyd", "pth", "pt", "npz"}
 )  # what opens them can run code: nothing here does
@@ -62,11 +64,8 @@ def scan(path: Path) -> Scan:
         samples, problems = samples_of(found)
         if damage:
             problems.append(("", damage))
-        digest = hashlib.sha256()
-        for at in range(0, len(tar), 1 << 20):
-            digest.update(tar[at : at + (1 << 20)])
         with memoryview(tar) as view:  # slices of it are no copies
-            return _columns(state, digest.hexdigest(), view, samples, problems)
+            return _columns(state, hashlib.sha256(view).hexdigest(), view, samples, problems)
 
 
 def tar_hash(path: Path) -> str:
@@ -83,7 +82,7 @@ def key_and_ending(name: str) -> tuple[str, str]:
     """
     folder, _, base = name.rpartition("/")
     stem, _, ending = base.rpartition(".")
-    if not stem or ending.lower() not in PICTURES | {"txt", "json"}:
+    if not stem or ending.lower() not in _ENDINGS:
         stem, _, ending = base.partition(".")
     return (f"{folder}/{stem}" if "/" in name else stem), ending.lower()
 
@@ -128,37 +127,41 @@ def _columns(
     problems: list[tuple[str, str]],
 ) -> Scan:
     num = len(samples)
-    offsets = np.zeros((num, 3), np.int64)
-    sizes = np.full((num, 3), -1, np.int32)
-    kind = np.zeros(num, np.uint8)
-    shape = np.zeros((num, 2), np.int32)
-    length = np.full(num, -1, np.int32)
+    # Lists, and arrays only at the end: to put numbers into an array one by one takes several times as long.
+    places: list[tuple[int, int]] = []  # of each sample's parts
+    kinds: list[int] = []
+    shapes: list[tuple[int, int]] = []
+    lengths: list[int] = []
     fields = _Fields(num)
     for row, sample in enumerate(samples.values()):
-        for place, part in enumerate(PARTS):
-            if part in sample:
-                offsets[row, place], sizes[row, place] = sample[part]
+        places += [sample.get(part, _NOWHERE) for part in PARTS]
         at, size = sample["picture"]
         header = read_header(tar[at : at + min(size, _FIRST)])
         if header is UNREADABLE and size > _FIRST:
             header = read_header(tar[at : at + size])
-        if max(header.width, header.height) < 2**31:
-            kind[row], shape[row] = FORMATS.index(header.format), header[1:]
+        if max(header.width, header.height) >= 2**31:
+            header = UNREADABLE
+        kinds.append(FORMATS.index(header.format))
+        shapes.append((header.width, header.height))
+        length = -1
         if "txt" in sample:
             at, size = sample["txt"]
-            length[row] = len(str(tar[at : at + size], "utf-8", "replace").removeprefix("\ufeff").strip())
+            length = len(str(tar[at : at + size], "utf-8", "replace").removeprefix("\ufeff").strip())
+        lengths.append(length)
         if "json" in sample:
             at, size = sample["json"]
             fields.add(row, bytes(tar[at : at + size]))
     values, codes, dropped = fields.texts()
+    spans = np.array(places, np.int64).reshape(num, len(PARTS), 2)
+    shape = np.array(shapes, np.int32).reshape(num, 2)
     columns: dict[str, np.ndarray] = {
-        "offsets": offsets,
-        "sizes": sizes,
-        "format": kind,
+        "offsets": spans[..., 0].copy(),
+        "sizes": spans[..., 1].astype(np.int32),
+        "format": np.array(kinds, np.uint8),
         "width": shape[:, 0].copy(),
         "height": shape[:, 1].copy(),
-        "caption_length": length,
-        **{f"text.{name}": lengths for name, lengths in fields.lengths.items()},
+        "caption_length": np.array(lengths, np.int32),
+        **{f"text.{name}": longest for name, longest in fields.lengths.items()},
         **{f"json.{name}": numbers for name, numbers in fields.numbers.items()},
         **{f"json.{name}": column for name, column in codes.items()},
     }

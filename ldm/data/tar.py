@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 _BLOCK = 512
 _CHECKED = b"%06o\0 "  # how most writers put down a checksum
+_SPACES = b" " * 8  # what stands in its place while it is counted
 _SPECIAL = frozenset(b"LKxgS")  # long names, PAX records, sparse files: rare, so left to the standard library
 
 
@@ -36,12 +37,13 @@ def members(path: Path, tar: mmap.mmap | bytes) -> tuple[list[Member], str]:
     length, at = len(tar), 0
     while at + _BLOCK <= length:
         header = tar[at : at + _BLOCK]
-        checksum = _sum(header[:148]) + _sum(header[156:334]) + _sum(header[334:]) + 8 * 32
-        if header[148:156] != _CHECKED % checksum:
+        # Adler's checksum counts the bytes (RFC 1950), as far as 65,520: no header in ASCII has more.
+        counted = (zlib.adler32(header[:148] + _SPACES + header[156:]) & 0xFFFF) - 1
+        if header[148:156] != _CHECKED % counted:
             if header.count(0) == _BLOCK:
                 return found, "" if at + 2 * _BLOCK <= length else "the tar is cut in its end mark"
             try:
-                sound = _number(header[148:156]) == checksum
+                sound = _number(header[148:156]) == sum(header[:148]) + sum(header[156:]) + sum(_SPACES)
             except ValueError:
                 sound = False
             if not sound:
@@ -78,13 +80,9 @@ def _by_tarfile(path: Path, length: int) -> tuple[list[Member], str]:
 
 def _name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
-
-
-def _sum(data: bytes) -> int:
-    """Of at most 256 bytes: Adler's checksum counts them (RFC 1950), and only wraps around at 65,521."""
-    return (zlib.adler32(data) & 0xFFFF) - 1
+    if header[345] and header[257:263] == b"ustar\0":
+        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _number(digits: bytes) -> int:

@@ -179,18 +179,27 @@ class TextCache:
         self._open: OrderedDict[int, _OpenPart] = OrderedDict()
         self._memory = Memory()
 
-    def batch(self, numbers: np.ndarray, rows: np.ndarray, places: np.ndarray) -> EncodedText:
-        """Embeddings of captions by part, sample in it, and place in ``CaptionRecipe.every``, each (B,)."""
+    def batch(
+        self, shares: Sequence[tuple[int, np.ndarray]], rows: np.ndarray, places: np.ndarray
+    ) -> EncodedText:
+        """Embeddings of a batch's captions.
+
+        Args:
+            shares: numbers of parts, and which of the batch come from each.
+            rows: (B,) samples in their parts.
+            places: (B,) of their captions in ``CaptionRecipe.every``.
+        """
         tokens = self._memory.empty(len(rows), *self.null.tokens.shape[1:], dtype=torch.float16)  # (B, L, D)
-        filled = tokens.numpy()
+        filled, size = tokens.numpy().reshape(-1).view(np.uint8).data, tokens[0].nbytes
         mask = np.empty((len(rows), *self.null.mask.shape[1:]), np.bool_)  # (B, L)
         pooled = np.empty((len(rows), *self.null.pooled.shape[1:]), np.float16)  # (B, P)
-        for number in np.unique(numbers).tolist():
-            part, here = self._part(number), np.flatnonzero(numbers == number)
-            found = part.captions[part.begins[rows[here]] + places[here]]
+        for number, here in shares:
+            part = self._part(number)
+            found = part.captions[part.begins[rows[here]] + places[here]].astype(np.int64)
             mask[here], pooled[here] = part.mask[found], part.pooled[found]
-            for b, caption in zip(here.tolist(), found.tolist(), strict=True):
-                filled[b] = part.tokens[caption]  # long rows: copied once
+            # Long rows: copied once, and through memory views, which do it with the least ado.
+            for to, place in zip((here * size).tolist(), (found * size).tolist(), strict=True):
+                filled[to : to + size] = part.tokens[place : place + size]
         captions = Conditioning(tokens=tokens, mask=torch.from_numpy(mask), pooled=torch.from_numpy(pooled))
         return EncodedText(captions=captions, null=self.null)
 
@@ -207,7 +216,8 @@ class _OpenPart:
     """The columns of one file, mapped."""
 
     def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        self.tokens, self.mask, self.pooled = columns["tokens"], columns["mask"], columns["pooled"]
+        self.tokens = columns["tokens"].reshape(-1).view(np.uint8).data  # bytes: L * D * 2 to a caption
+        self.mask, self.pooled = columns["mask"], columns["pooled"]
         ends = columns["captions_ends"]
         self.captions, self.begins = columns["captions"], np.concatenate([[0], ends[:-1]])
 

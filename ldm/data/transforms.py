@@ -127,5 +127,6 @@ def to_floats(images: Tensor, *, out: Tensor | None = None) -> Tensor:
     if images.device.type == "cpu":  # so few at a time that they stay in the cache for all three passes
         few = max(1, _IN_CACHE // max(1, images[:1].numel()))
     for first in range(0, len(images), max(1, few)):
-        floats[first : first + few].copy_(images[first : first + few]).div_(127.5).sub_(1.0)
+        # A product takes a third of a division's time; the ends come out as -1 and 1 exactly.
+        floats[first : first + few].copy_(images[first : first + few]).sub_(127.5).mul_(1 / 127.5)
     return floats

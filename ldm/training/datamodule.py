@@ -6,168 +6,28 @@ where the run stands; validation batches in order, all of them, the same on each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-import lightning as L
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
-from ldm.data.bad_samples import BadSamples, Ledger, skipped_file
-from ldm.data.blend import order_of, sources_of
-from ldm.data.buckets import Sizes, check_sizes
+from ldm.data.bad_samples import BadSamples
+from ldm.data.buckets import Sizes
 from ldm.data.captions import AS_WRITTEN, CaptionRecipe
 from ldm.data.latent_dataset import LatentDataset
 from ldm.data.latents import contract_for, encode, latent_parts
 from ldm.data.loading import BatchLoader
-from ldm.data.mixture import Mixture
-from ldm.data.order import WINDOW, GlobalBatches, Order
+from ldm.data.order import WINDOW
 from ldm.data.parts import missing
 from ldm.data.pipeline import ShardDataset, endless, in_order
 from ldm.data.text_cache import TextCache, encode_text, text_contract, text_folder, text_parts
-from ldm.interfaces import LatentCodec, TextEncoder
+from ldm.training.shard_data import FedModule, FromShards
 
 BEARABLE = BadSamples()
 
 
-class _Module(Protocol):
-    """What is asked of the module that is being trained."""
-
-    images_seen: int
-    codec: LatentCodec
-    text_encoder: TextEncoder
-
-
-class _FromShards(L.LightningDataModule):
-    """What both have in common: shards that are indexed before anything else is done.
-
-    Args:
-        pictures: (shards) -> the pictures as they are measured and validated.
-        training_pictures: (shards) -> the pictures as they are trained on.
-    """
-
-    def __init__(
-        self,
-        *,
-        train_shards: str | list[str] | None,
-        val_shards: str | list[str] | None,
-        sources: Sequence[Mapping[str, Any]],
-        pictures: Callable[..., ShardDataset],
-        training_pictures: Callable[..., ShardDataset],
-        batch_size: int,
-        window: int,
-        num_workers: int,
-        num_pictures: int | None,
-        bad_samples: BadSamples,
-        accept_change: bool,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        if (train_shards is None) == (not sources):
-            raise ValueError("give either data.train_shards, or null for it and data.sources")
-        self.train_shards, self.val_shards = train_shards, val_shards
-        self.sources = sources_of(sources)
-        self.pictures, self.training_pictures = pictures, training_pictures
-        self.batch_size = batch_size
-        self.window = window
-        self.num_workers = num_workers
-        self.num_pictures = num_pictures
-        self.bad_samples = bad_samples
-        self.accept_change = accept_change
-        self.seed = seed
-
-    @cached_property
-    def _train(self) -> ShardDataset:
-        return self.training_pictures(shards=self.train_shards, sources=self.sources)
-
-    @cached_property
-    def _val(self) -> ShardDataset | None:
-        if self.val_shards is None:
-            return None
-        of_training = self._train.buckets.within(self._train.assignment.sizes)
-        return self.pictures(shards=self.val_shards, buckets=of_training)
-
-    def measured(self, split: str) -> ShardDataset:
-        """The pictures of "train" or "val" as they are measured: center crop, not mirrored.
-
-        Raises:
-            ValueError: There is no such set.
-        """
-        if split not in ("train", "val"):
-            raise ValueError(f"there is no set {split!r}: say train or val")
-        if split == "train":
-            return self.pictures(shards=self.train_shards, sources=self.sources)
-        if self._val is None:
-            raise ValueError(
-                "the run has no validation set (data.val_shards=null): give the training set, or set it"
-            )
-        return self._val
-
-    def setup(self, stage: str) -> None:
-        """Index the shards before anything is trained or encoded: what is wrong with them shows at once."""
-        module = self.trainer.lightning_module if self.trainer else None
-        codec, network = getattr(module, "codec", None), getattr(module, "network", None)
-        unit = int(getattr(codec, "downsample", 1)) * int(getattr(network, "patch_size", 1))
-        check_sizes(self._train.assignment.sizes, unit)
-        _ = self._val
-
-    def order(self) -> Order:
-        """This process's order from where the run stands now; from the beginning where there is no run."""
-        trainer = self.trainer
-        place: dict[str, int] = {
-            "global_batch": self.batch_size,
-            "rank": trainer.global_rank if trainer else 0,
-            "world_size": trainer.world_size if trainer else 1,
-            "seed": self.seed,
-            "start": cast(_Module, trainer.lightning_module).images_seen if trainer else 0,
-        }
-        return order_of(self._train, num=_first(self.num_pictures, self._train), window=self.window, **place)
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        """What this process has taken, and what of it was bad; listed in the run folder."""
-        trainer = self.trainer
-        file = skipped_file(Path(trainer.default_root_dir), trainer.global_rank) if trainer else None
-        ledger = Ledger(self.bad_samples, file=file)
-        ledger.note(self._train.index.skipped)
-        return ledger
-
-    def counts(self) -> dict[str, float]:
-        """Bad samples that this process has replaced; and samples taken from each of several sources, in all."""
-        found = {"data/bad_samples": float(self.ledger.bad)}
-        order = self.order()
-        if isinstance(order, GlobalBatches) and isinstance(order.walk, Mixture):
-            taken = zip(self._train.sources, order.walk.taken(order.start), strict=True)
-            found |= {f"data/from_{source.name}": float(count) for source, count in taken}
-        return found
-
-    # --- the position of a run ----------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """With the number of pictures seen, which the module keeps, this is a run's whole position in its data."""
-        train = self._train
-        return {
-            "fingerprint": train.index.fingerprint,
-            "buckets": train.assignment.fingerprint,
-            "seed": self.seed,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        now = self.state_dict()
-        for name, what in (
-            ("fingerprint", "the shards or filters have changed"),
-            ("buckets", "its buckets have changed"),
-            ("seed", "data.seed has changed"),
-        ):
-            if state_dict.get(name, now[name]) != now[name] and not self.accept_change:
-                raise ValueError(
-                    f"this run was trained on data in another order: {what} ({state_dict[name]}, now {now[name]}). "
-                    f"Give it what it began with, or go on in the new order with data.accept_change=true"
-                )
-
-
-class ImageDataModule(_FromShards):
+class ImageDataModule(FromShards):
     """Captioned pictures from shards.
 
     Args:
@@ -211,31 +71,25 @@ class ImageDataModule(_FromShards):
         original_size_from: Sequence[str] | None = None,
         sources: Sequence[Mapping[str, Any]] = (),
         filters: Sequence[str] = (),
-        decode_margin: float = 1.0,
+        decode_margin: float = 2.0,
         window: int = WINDOW,
         bad_samples: BadSamples = BEARABLE,
         accept_change: bool = False,
         num_pictures: int | None = None,
         seed: int = 0,
     ) -> None:
-        pictures = partial(
-            ShardDataset,
+        super().__init__(
+            train_shards=train_shards,
+            val_shards=val_shards,
+            sources=sources,
+            filters=filters,
             image_size=image_size,
             buckets=buckets,
             caption_field=caption_field,
             captions=captions,
             background=background,
             original_size_from=original_size_from,
-            filters=filters,
             decode_margin=decode_margin,
-            seed=seed,
-        )
-        super().__init__(
-            train_shards=train_shards,
-            val_shards=val_shards,
-            pictures=pictures,
-            training_pictures=partial(pictures, flip=flip, crop=crop),
-            sources=sources,
             batch_size=batch_size,
             window=window,
             num_workers=num_workers,
@@ -243,6 +97,7 @@ class ImageDataModule(_FromShards):
             bad_samples=bad_samples,
             accept_change=accept_change,
             seed=seed,
+            at_random={"flip": flip, "crop": crop},
         )
 
     def train_dataloader(self) -> BatchLoader:
@@ -263,7 +118,7 @@ class ImageDataModule(_FromShards):
         return in_order(pictures, batch_size=self.batch_size, num_workers=self.num_workers, stop=stop)
 
 
-class LatentDataModule(_FromShards):
+class LatentDataModule(FromShards):
     """Captioned latents. What the module's codec has not yet encoded is encoded when training begins.
 
     Args:
@@ -310,7 +165,7 @@ class LatentDataModule(_FromShards):
         original_size_from: Sequence[str] | None = None,
         sources: Sequence[Mapping[str, Any]] = (),
         filters: Sequence[str] = (),
-        decode_margin: float = 1.0,
+        decode_margin: float = 2.0,
         window: int = WINDOW,
         bad_samples: BadSamples = BEARABLE,
         accept_change: bool = False,
@@ -319,24 +174,18 @@ class LatentDataModule(_FromShards):
         num_pictures: int | None = None,
         seed: int = 0,
     ) -> None:
-        pictures = partial(
-            ShardDataset,
+        super().__init__(
+            train_shards=train_shards,
+            val_shards=val_shards,
+            sources=sources,
+            filters=filters,
             image_size=image_size,
             buckets=buckets,
             caption_field=caption_field,
             captions=captions,
             background=background,
             original_size_from=original_size_from,
-            filters=filters,
             decode_margin=decode_margin,
-            seed=seed,
-        )
-        super().__init__(
-            train_shards=train_shards,
-            val_shards=val_shards,
-            pictures=pictures,
-            training_pictures=pictures,
-            sources=sources,
             batch_size=batch_size,
             window=window,
             num_workers=num_workers,
@@ -344,6 +193,7 @@ class LatentDataModule(_FromShards):
             bad_samples=bad_samples,
             accept_change=accept_change,
             seed=seed,
+            at_random={},
         )
         self.folder = Path(folder)
         self.text_folder = text_folder
@@ -365,7 +215,7 @@ class LatentDataModule(_FromShards):
         assert trainer is not None, (
             "latents belong to a codec, so this data module works within a Trainer only"
         )
-        module = cast(_Module, trainer.lightning_module)
+        module = cast(FedModule, trainer.lightning_module)
         share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         folder = contract_for(module.codec.content_hash, pictures).folder(self.folder)
         if self.encode_missing and missing(latent_parts(pictures), folder):
@@ -387,10 +237,3 @@ class LatentDataModule(_FromShards):
         trainer.strategy.barrier("latents and text are there")
         cached = None if text is None else TextCache(text, pictures, module.text_encoder)
         return LatentDataset(folder, pictures, codec_hash=module.codec.content_hash, text=cached)
-
-
-def _first(num_pictures: int | None, samples: Sized) -> int:
-    """How many samples training uses: the first ``num_pictures``, or all."""
-    if num_pictures is not None and num_pictures < 1:
-        raise ValueError(f"num_pictures={num_pictures} must be at least 1; null trains on all pictures")
-    return len(samples) if num_pictures is None else min(num_pictures, len(samples))

@@ -51,7 +51,7 @@ class StreamDataModule(L.LightningDataModule):
         flip: bool = False,
         crop: str = "center",
         background: str = "white",
-        decode_margin: float = 1.0,
+        decode_margin: float = 2.0,
         original_size_from: Sequence[str] | None = None,
         shuffle_buffer: int = 1_000,
         allow_commands: bool = False,

@@ -36,7 +36,10 @@ def test_others_read_what_is_written_and_so_do_we(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found[name], x)
     assert file.metadata == {"made": {"by": ["me", 1]}}
     assert all(x.ctypes.data % x.dtype.itemsize == 0 for x in file.arrays.values())
-    assert list(Strings(file.arrays, "texts")) == TEXTS
+    texts = Strings(file.arrays, "texts")
+    assert list(texts) == TEXTS
+    rows = np.array([len(TEXTS) - 1, 0, 0, *range(len(TEXTS))], np.int32)
+    assert texts.take(rows) == [TEXTS[row] for row in rows] and texts.take(rows[:0]) == []
 
 
 def test_a_file_that_was_not_finished_is_not_there(tmp_path: Path) -> None:

@@ -206,5 +206,5 @@ def test_the_contract_is_written_down(tmp_path: Path, data: ShardDataset) -> Non
     contract = json.loads((tmp_path / "out" / "contract.json").read_text())
     assert contract == {
         "codec_hash": "ab" * 32, "background": "white", "original_size_from": [], "resampling": 1,
-        "decode_margin": 1.0,
+        "decode_margin": 2.0,
     }  # fmt: skip
