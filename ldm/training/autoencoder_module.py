@@ -18,6 +18,7 @@ from ldm.nn.blocks import Execution
 from ldm.training.autoencoder_loss import AutoencoderTerm
 from ldm.training.module import TrainingModule
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe
+from ldm.transfer import sent
 
 
 class AutoencoderModule(TrainingModule):
@@ -62,7 +63,8 @@ class AutoencoderModule(TrainingModule):
         images = images_of(batch)
         moments = self.autoencoder.encode(images)  # (B, 2C, H, W)
         mean, log_var = moments.chunk(2, dim=1)
-        noise = randomness.normal(mean.shape[1:], self.seed, "posterior", batch.keys, batch.visits).to(mean)
+        noise = randomness.normal(mean.shape[1:], self.seed, "posterior", batch.keys, batch.visits)
+        noise = sent(noise, mean.device).to(mean.dtype)
         reconstructions = self.autoencoder.decode(mean + torch.exp(0.5 * log_var) * noise)
         losses = self.losses(images, reconstructions, moments)
         self.log_step({f"train/{name}": value for name, value in losses.items()}, batch)
