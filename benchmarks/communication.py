@@ -29,17 +29,21 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from ldm.commands.blueprint import built
+from ldm.commands.compose import compose
 from ldm.interfaces import Conditioning
 from ldm.nn.dit import DiT
 from ldm.training.communication import GRADIENT, Cluster, data_parallel, fully_sharded, share
 
 INSIDE = "LDM_OWN_NETWORK"
-NETWORKS = {
-    "DiT-XL/2": (675e6, 28),
-    "SD3.5 medium": (2.5e9, 24),
-    "SD3.5 large": (8.1e9, 38),
-    "FLUX": (11.9e9, 57),
-}
+NETWORKS = ("dit_xl_2", "sd3_medium", "sd35_medium", "flux")  # of configs/network
+
+
+def size_of(name: str) -> tuple[int, int]:
+    """Parameters and blocks of a network that a config describes, counted where it needs no memory."""
+    with torch.device("meta"):
+        made = built(compose("train", [f"network={name}", "run_id=x"]).config.network)
+    return sum(p.numel() for p in made.parameters()), len(made.blocks_to_wrap())
 
 
 def network() -> DiT:
@@ -122,8 +126,10 @@ def measure() -> list[dict[str, float | str]]:
 
 def plan() -> list[dict[str, float | str | bool]]:
     rows: list[dict[str, float | str | bool]] = []
-    print(f"\n{'network':14}{'GPUs':>5}  {'strategy':34}{'sent GB':>8}{'ms':>8}{'held GB':>9}")
-    for name, (parameters, blocks) in NETWORKS.items():
+    print(f"\n{'GPUs':>5}  {'strategy':34}{'sent GB':>8}{'ms':>8}{'held GB':>9}")
+    for name in NETWORKS:
+        parameters, blocks = size_of(name)
+        print(f"{name}: {parameters:,} parameters in {blocks} blocks and what is around them")
         for gpus in (8, 64, 512):
             cluster = Cluster(gpus=gpus)
             nodes = gpus // cluster.per_node
@@ -139,10 +145,13 @@ def plan() -> list[dict[str, float | str | bool]]:
             for strategy, cost in costs.items():
                 mark = "" if cost.fits else "  does not fit"
                 print(
-                    f"{name:14}{gpus:5}  {strategy:34}{cost.sent / 1e9:8.2f}{1e3 * cost.seconds:8.0f}"
-                    f"{cost.held / 1e9:9.1f}{mark}"
+                    f"{gpus:5}  {strategy:34}{cost.sent / 1e9:8.2f}{1e3 * cost.seconds:8.0f}"
+                    f"{cost.held / 1e9:9.2f}{mark}"
                 )
-                rows.append({"network": name, "gpus": gpus, "strategy": strategy, **vars(cost)})
+                rows.append(
+                    {"network": name, "parameters": parameters, "gpus": gpus, "strategy": strategy}
+                    | vars(cost)
+                )
     return rows
 
 

@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.interop.weights import to_ours
 from ldm.nn.blocks import Execution
+from ldm.training.flops import matmul_rate
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}  # autocast to
 WARMUP = 2
@@ -64,7 +65,15 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rates = {precision: matmul_rate(precision, options) for precision in PRECISIONS}
+    rates = {
+        precision: matmul_rate(
+            torch.device(options.device),
+            dtype or torch.float32,
+            size=2048 if options.device == "cpu" else None,
+            clock=CLOCKS[options.clock],
+        )
+        for precision, dtype in PRECISIONS.items()
+    }
     precisions = [name for name in options.precisions if rates[name] > 0.5 * rates["float32"]]
     print(
         f"{options.device}, {torch.get_num_threads()} threads, {options.clock} clock, torch {torch.__version__}, ",
@@ -176,23 +185,6 @@ def seconds(step: Step, options: argparse.Namespace) -> float:
 def synchronize(device: str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
-
-
-def matmul_rate(precision: str, options: argparse.Namespace) -> float:
-    """FLOP/s of a large square matrix product, the best of five; of a small one where large ones take seconds."""
-
-    def rate(n: int, repeats: int) -> float:
-        a, b = (torch.randn(n, n, device=options.device, dtype=PRECISIONS[precision]) for _ in range(2))
-
-        def product() -> torch.Tensor:
-            return a @ b
-
-        product()
-        return 2 * n**3 / min(seconds(product, options) for _ in range(repeats))
-
-    if (small := rate(256, 2)) < 5e9:
-        return small
-    return rate(2048 if options.device == "cpu" else 8192, 5)
 
 
 def device_name(device: str) -> str:

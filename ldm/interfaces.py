@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ldm.transfer import sent
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -36,14 +38,14 @@ class Conditioning:
         return self.tokens.shape[0]
 
     def to(self, device: torch.device | str) -> Conditioning:
-        return self._each(lambda x: x.to(device))
+        return self._each(lambda x: sent(x, device))
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
         return self._each(lambda x: x[rows])
 
     def where(self, kept: Tensor, other: Conditioning) -> Conditioning:
         """These rows, and those of ``other``, B or one for all, where ``kept`` (B,) is False."""
-        kept = kept.to(self.tokens.device)
+        kept = sent(kept, self.tokens.device)
 
         def chosen(name: str, x: Tensor) -> Tensor:
             return torch.where(kept.view(-1, *[1] * (x.dim() - 1)), x, getattr(other, name))
@@ -130,7 +132,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         given = {name: getattr(self, name) for name in ("images", "moments", "sizes")}
-        moved = {name: x.to(device, non_blocking=True) for name, x in given.items() if x is not None}
+        moved: dict[str, Any] = {name: sent(x, device) for name, x in given.items() if x is not None}
         return replace(self, **moved, text=None if self.text is None else self.text.to(device))
 
     def pieces(self, num: int) -> list[Batch]:

@@ -23,6 +23,7 @@ MAX_LINES = 400
 ROOMS = {
     "ldm/interfaces.py": {"torch"},
     "ldm/randomness.py": {"torch"},
+    "ldm/transfer.py": {"torch"},
     "ldm/needs.py": set(),
     "ldm/diffusion": {"torch", "scipy"},  # scipy: an assignment solver, an inverse beta function
     "ldm/nn": {"torch", "einops"},

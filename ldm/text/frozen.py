@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.interfaces import Conditioning
 from ldm.text.contract import fingerprint, hash_contract
 from ldm.text.tokenizers import CutCaptions, Tokenizer, capped, tokenizer_fingerprint
+from ldm.transfer import sent
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -118,7 +119,7 @@ class FrozenTextEncoder(nn.Module, ABC):
         different = list(dict.fromkeys(captions))
         ids, mask = self.tokenize(different)
         device = next(self.parameters()).device
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = sent(ids, device), sent(mask, device)
         size = self.batch_size or len(different)
         with torch.no_grad(), _own_precision(device):
             encoded = [
@@ -129,7 +130,7 @@ class FrozenTextEncoder(nn.Module, ABC):
         if len(different) == len(captions):
             return cond
         place = {caption: row for row, caption in enumerate(different)}
-        return cond[torch.tensor([place[caption] for caption in captions], device=device)]
+        return cond[sent(torch.tensor([place[caption] for caption in captions]), device)]
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """captions -> ids (B, L) int64 and mask (B, L) bool, on the CPU."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm.interfaces import Conditioning
 from ldm.text.contract import hash_contract
+from ldm.transfer import sent
 
 
 class ClassLabels(nn.Module):
@@ -65,7 +66,7 @@ class ClassLabels(nn.Module):
             tokens=torch.zeros(batch, 1, 0, device=device),
             mask=torch.ones(batch, 1, dtype=torch.bool, device=device),
             pooled=torch.zeros(batch, 0, device=device),
-            labels=torch.tensor([self.number(caption) for caption in captions], device=device),
+            labels=sent(torch.tensor([self.number(caption) for caption in captions]), device),
         )
 
     def number(self, caption: str) -> int:

@@ -21,6 +21,7 @@ from ldm.nn.attention import AttentionKernel, SelfAttention
 from ldm.nn.layers import Activation, FeedForward
 from ldm.text.contract import hash_contract
 from ldm.text.tokenizers import CutCaptions, capped
+from ldm.transfer import sent
 
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -160,7 +161,7 @@ class LearnedTextEncoder(nn.Module):
 
     def forward(self, captions: Sequence[str]) -> Conditioning:
         """Captions, B of them -> tokens (B, L, D), mask (B, L), pooled (B, D); L is ``length`` for every batch."""
-        ids, mask = (tensor.to(self.start.device) for tensor in self.tokenize(captions))
+        ids, mask = (sent(tensor, self.start.device) for tensor in self.tokenize(captions))
         embedded = self.embedding(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])  # (B, L - 1, D)
         start = self.start.expand(len(captions), 1, -1)
         x = torch.cat([start, embedded], dim=1)  # (B, L, D)

@@ -124,8 +124,9 @@ class AutoencoderModule(TrainingModule):
             self.adversary.drop_gradients()
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_index: int) -> None:
-        if batch.completes_step:
-            bottleneck = self.autoencoder.bottleneck
+        bottleneck = self.autoencoder.bottleneck
+        # Asking whether the step was left out waits for the device, so only who must know asks.
+        if batch.completes_step and isinstance(bottleneck, VQLayer):
             bottleneck.forget() if is_skipped(self.trainer) else bottleneck.settle(sum_over_processes)
 
     def validation_step(self, batch: Batch, batch_index: int) -> STEP_OUTPUT:

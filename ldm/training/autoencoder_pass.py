@@ -13,6 +13,7 @@ from ldm import randomness
 from ldm.interfaces import Batch
 from ldm.nn.autoencoder_base import Autoencoder
 from ldm.nn.discriminator import PatchDiscriminator
+from ldm.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def run(
     """Pictures (B, 3, fH, fW) in [-1, 1] through encoder, posterior, disturbances and decoder."""
     moments = autoencoder.encode(images)  # (B, 2C, H, W)
     mean, log_var = moments.chunk(2, dim=1)
-    noise = draw.normal(mean.shape[1:], "posterior").to(mean)
+    noise = sent(draw.normal(mean.shape[1:], "posterior"), mean.device).to(mean.dtype)
     latents = mean + torch.exp(0.5 * log_var) * noise
     wanted, shown = images, latents
     for disturbance in disturbances.values():

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ldm import interfaces
 from ldm.interfaces import Batch
 from ldm.training.folders import folder_name
+from ldm.training.outcome import Step
 from ldm.training.sharded import full, full_state, plain_name
 
 STEP, WEIGHTS = "step.json", "weights.pt"
@@ -52,15 +53,8 @@ def capsule_folder(run: Path, images_seen: int) -> Path:
     return run / "capsules" / folder_name(images_seen)
 
 
-def write_capsule(
-    folder: Path,
-    trainer: Trainer,
-    module: LightningModule,
-    *,
-    pieces: Sequence[Batch],
-    losses: Sequence[Tensor],
-) -> None:
-    """On all processes together, when the gradients of the step are there and nothing has been done with them."""
+def write_capsule(folder: Path, trainer: Trainer, module: LightningModule, made: Step) -> None:
+    """On all processes together, while the gradients of the step are there and nothing has been done with them."""
     parts: dict[str, nn.Module] = module.parts()  # type: ignore[operator]
     first = trainer.is_global_zero
     weights = {
@@ -76,18 +70,18 @@ def write_capsule(
         for key, x in part.named_parameters()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save([plain(piece) for piece in pieces], folder / f"batch-rank_{trainer.global_rank}.pt")
+    torch.save([plain(piece) for piece in made.pieces], folder / f"batch-rank_{trainer.global_rank}.pt")
     if not first:
         return
     torch.save(weights, folder / WEIGHTS)
     step = {
-        "images_seen": int(module.images_seen),  # type: ignore[arg-type]
-        "global_step": trainer.global_step,
+        "images_seen": made.images_seen,
+        "global_step": made.global_step,
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
         "seed": getattr(module, "seed", None),
-        "losses": [number(loss) for loss in losses],
-        "keys": [key for piece in pieces for key in piece.keys],
+        "losses": [number(loss) for loss in made.losses],
+        "keys": [key for piece in made.pieces for key in piece.keys],
         "layers": layers,
     }
     (folder / STEP).write_text(json.dumps(step, indent=1) + "\n")

@@ -29,9 +29,11 @@ from ldm.nn.blocks import Execution
 from ldm.sampling.generate import Generation
 from ldm.sampling.grids import Grid
 from ldm.text.contract import refuse_other
+from ldm.training.callbacks import is_logged
 from ldm.training.module import TrainingModule
 from ldm.training.noise_levels import BY_LOG_SNR, LossByNoise
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe
+from ldm.transfer import sent
 
 
 class DiffusionModule(TrainingModule):
@@ -125,8 +127,8 @@ class DiffusionModule(TrainingModule):
         return loss
 
     def log_cut_captions(self, batch_size: int) -> None:
-        """Which share of the captions so far had more words than the text encoder takes."""
-        if isinstance(self.text_encoder, CountsCutCaptions):
+        """Which share of the captions so far had more words than the text encoder takes; where it is written down."""
+        if isinstance(self.text_encoder, CountsCutCaptions) and self._trainer and is_logged(self.trainer):
             for encoder, share in self.text_encoder.shares_cut().items():
                 name = f"train/captions_cut/{encoder}".rstrip("/")
                 self.log(name, share, batch_size=batch_size, sync_dist=True)
@@ -139,12 +141,14 @@ class DiffusionModule(TrainingModule):
 
         def more_noise(shape: Sequence[int]) -> Tensor:
             name = f"{purpose} of shape {tuple(shape)}"
-            return randomness.normal(shape, self.seed, name, batch.keys, batch.visits).to(x0)
+            drawn = randomness.normal(shape, self.seed, name, batch.keys, batch.visits)
+            return sent(drawn, x0.device).to(x0.dtype)
 
-        eps = randomness.normal(x0.shape[1:], self.seed, purpose, batch.keys, batch.visits).to(x0)
+        eps = randomness.normal(x0.shape[1:], self.seed, purpose, batch.keys, batch.visits)
+        eps = sent(eps, x0.device).to(x0.dtype)
         eps = diffusion.training_noise(x0, eps, more_noise)
         # On the CPU, where the draws are: the same times for every device, and laws by bisection need not wait for one.
-        t = diffusion.times(u, slots=batch.slots, num_slots=batch.num_slots).to(x0.device)  # (B,)
+        t = sent(diffusion.times(u, slots=batch.slots, num_slots=batch.num_slots), x0.device)  # (B,)
         cond = self.conditioning(batch, kept)
         loss = diffusion.loss(self.network, x0, cond, eps=eps, t=t)
         return loss, log_snr(diffusion.schedule, t)
@@ -171,7 +175,7 @@ class DiffusionModule(TrainingModule):
             return self.codec.latents(moments, noise=None)
         shape = (moments.shape[1] // 2, *moments.shape[2:])
         noise = randomness.normal(shape, self.seed, purpose, batch.keys, batch.visits)
-        return self.codec.latents(moments, noise=noise.to(moments.device))
+        return self.codec.latents(moments, noise=sent(noise, moments.device))
 
     def validation_step(self, batch: Batch, batch_index: int) -> STEP_OUTPUT:
         """The same pictures with the same noise and times each time: times stratified over the validation set."""

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from ldm.training.averages import Average, State
-from ldm.training.bad_steps import is_skipped
+from ldm.training.bad_steps import is_open, is_skipped
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class WeightAverage(Callback, ABC):
             0  # Lightning's counter at the last update: tells a real step from an accumulated one
         )
         self._swapped = False
+        self._waits: Trainer | None = None  # with a step that the averages have not seen
 
     @abstractmethod
     def shares(self, num_updates: int) -> Sequence[float]:
@@ -53,6 +54,7 @@ class WeightAverage(Callback, ABC):
     @contextmanager
     def weights_in(self, module: LightningModule) -> Iterator[str]:
         """Put the averaged weights into the module for a while; yields their name, for labels: "EMA weights"."""
+        self.catch_up()
         if self._swapped or not self.averages:
             yield self.label if self._swapped else "online weights"
             return
@@ -83,13 +85,27 @@ class WeightAverage(Callback, ABC):
         if trainer.global_step == self._step_seen:  # gradients were only accumulated
             return
         self._step_seen = trainer.global_step
-        if is_skipped(trainer):
+        self._waits = trainer
+        if not is_open(trainer):
+            self.catch_up()
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Take the last step's weights in, if that has waited until it is known whether the step was left out.
+
+        Nothing changes them before the gradients of the next are cleared, and by then a GPU has got there.
+        """
+        trainer, self._waits = self._waits, None
+        if trainer is None or is_skipped(trainer):
             return
         for average, share in zip(self.averages, self.shares(self.num_updates), strict=True):
             average.move(share)
         self.num_updates += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.catch_up()
         if self.averages:
             self._swap()
 
@@ -108,6 +124,7 @@ class WeightAverage(Callback, ABC):
     # ------------------------------------------------------------------------------------------------ persistence
 
     def state_dict(self) -> dict[str, Any]:
+        self.catch_up()
         return {"num_updates": self.num_updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -116,6 +133,7 @@ class WeightAverage(Callback, ABC):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        self.catch_up()
         if self._swapped:
             raise RuntimeError(
                 "a checkpoint cannot be saved while the averaged weights stand in for the trained"

@@ -16,6 +16,7 @@ from ldm.training.accumulation import InPieces
 from ldm.training.autoencoder_module import AutoencoderModule
 from ldm.training.datamodule import ImageDataModule
 from ldm.training.ema import averaged_weights
+from ldm.training.lean import make_lean
 from ldm.training.run import RunFolder, finish_run
 from ldm.training.saving import interruptible
 from ldm.training.watching import ranks_watched
@@ -40,6 +41,7 @@ def fit(
     """
     for logger in trainer.loggers:
         logger.log_hyperparams({**config, "made_of": made_of(module, folder)})
+    make_lean(trainer)
     with interruptible(), ranks_watched(trainer):
         path = None if checkpoint is None else str(checkpoint)
         pieces = trainer.accumulate_grad_batches

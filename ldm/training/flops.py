@@ -19,21 +19,26 @@ from ldm.nn.blocks import HasBlocks
 
 aten = torch.ops.aten
 
-# Dense matrix products in bfloat16 with float32 sums, FLOP/s, as NVIDIA's data sheets give them. More special names
-# stand first.
+# Dense matrix products in bfloat16 with float32 sums, FLOP/s. More special names stand first. NVIDIA's data sheets
+# often give the rate with sparse weights only, which is twice this.
 PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
+    "H100 PCIe": 756e12,  # H100 data sheet: 1,513 with sparsity
+    "H100 NVL": 835e12,  # 1,671
+    "H100": 989e12,  # SXM: 1,979
+    "GH200": 989e12,  # GH200 data sheet: 1,979
+    "H200": 989e12,  # H200 data sheet: 1,979
+    "B200": 2250e12,  # HGX B200: 36 PFLOPS of eight, with sparsity
+    "A100": 312e12,  # A100 data sheet: 312, 624 with sparsity
     "A800": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
+    "L40S": 362e12,  # L40S data sheet: 362.05, 733 with sparsity
+    "L40": 181e12,  # L40 data sheet: 181.05, 362.1 with sparsity
+    "L4": 121e12,  # L4 data sheet: 242 with sparsity
+    "RTX 4090": 165e12,  # Ada GPU architecture whitepaper, appendix A: 165.2, 330.4 with sparsity
+    "RTX 3090": 71e12,  # GA102 whitepaper, appendix A: 71, 142 with sparsity
 }
+
+
+SLOW = 5e9  # FLOP/s of a small product: no unit of any CPU core in use is so slow, emulation is
 
 
 class StepCounter:
@@ -135,18 +140,36 @@ def peak_rate(device: torch.device, precision: str) -> float:
     return matmul_rate(device, dtype)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product, the best of five."""
-    n = 1024 if device.type == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):  # the first warms up
-        _wait(device)
-        start = time.perf_counter()
-        a @ b
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+def matmul_rate(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    size: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """FLOP/s of a large square matrix product, the best of five; of a small one where large ones would take seconds.
+
+    Args:
+        device: Where.
+        dtype: Of both factors; a CPU without units for it is hundreds of times slower than in float32.
+        size: Rows of the large one; 1024 on a CPU, 8192 elsewhere.
+        clock: Seconds.
+    """
+
+    def rate(n: int, repeats: int) -> float:
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        best = float("inf")
+        for _ in range(repeats + 1):  # the first warms up
+            _wait(device)
+            start = clock()
+            a @ b
+            _wait(device)
+            best = min(best, clock() - start)
+        return 2 * n**3 / best
+
+    if (small := rate(256, 2)) < SLOW:
+        return small
+    return rate(size or (1024 if device.type == "cpu" else 8192), 5)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from ldm.interfaces import Batch
 from ldm.nn.blocks import Execution, HasBlocks
 from ldm.nn.fitting import HasShape, misfits
+from ldm.training.bad_steps import settle
 from ldm.training.callbacks import is_logged
 from ldm.training.fsdp import FullySharded
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe, set_learning_rate
+
+NEVER_WEIGHTS = {"_current_fx_name", "images_seen"}
 
 
 class TrainingModule(L.LightningModule, ABC):
@@ -51,6 +54,14 @@ class TrainingModule(L.LightningModule, ABC):
         self.seed = seed
         self.images_seen = 0  # over all processes; drives data order, learning rate and every interval
         self._step_values: dict[str, Tensor] = {}  # of the pieces of this step so far
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning writes down the name of each hook that it calls, forty times a step, and torch's own way of setting
+        anything first looks whether it is a weight."""
+        if name in NEVER_WEIGHTS:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
@@ -110,6 +121,10 @@ class TrainingModule(L.LightningModule, ABC):
         set_learning_rate(self.trainer.optimizers, factor)
         if is_logged(self.trainer):
             self.log("train/lr_factor", factor, batch_size=len(batch))
+
+    def on_validation_model_zero_grad(self) -> None:
+        settle(self.trainer)
+        super().on_validation_model_zero_grad()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.parts())

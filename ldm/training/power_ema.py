@@ -90,6 +90,7 @@ class PowerEMA(WeightAverage):
     def _write(self, trainer: Trainer) -> None:
         """On all processes: the whole weights may have to be brought together."""
         self._written = self._seen
+        self.catch_up()
         if self.num_updates == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         with untimed(trainer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from lightning.pytorch import Callback
 
 from ldm.commands.replay import largest, make, worst_first
 from ldm.interfaces import Batch, Conditioning
-from ldm.training.bad_steps import FEWEST, BadSteps, TooManyBadSteps, spike_threshold
+from ldm.training.bad_steps import BadSteps, TooManyBadSteps
 from ldm.training.callbacks import ClipGradients, StopAtImages
 from ldm.training.capsule import plain, read_capsule, restored
 from ldm.training.checkpoint import newest_checkpoint, read_checkpoint
 from ldm.training.ema import EMA
+from ldm.training.outcome import Step
 from ldm.training.saving import Checkpoints
+from ldm.training.spikes import FEWEST, LastLosses
 from tests.training.reliable import Remembering, finish, start
 from tests.training.test_saving import assert_same
 from tests.training.tiny import BATCH, TinyModule, batch_at, fit
@@ -227,8 +230,79 @@ def test_losses_that_stand_out_are_noted_with_their_keys(tmp_path: Path) -> None
 def test_the_threshold_is_not_moved_by_what_it_looks_for() -> None:
     generator = torch.Generator().manual_seed(0)
     losses = torch.randn(256, generator=generator).double() * 0.1 + 1.0
-    calm = spike_threshold(losses.tolist(), 6.0)
+    calm = LastLosses(256, losses.tolist()).threshold(6.0)
     assert calm == pytest.approx(1.0 + 6 * 0.1, abs=0.1)  # a normal law's median and standard deviation
     losses[:20] = 1e6
-    assert spike_threshold(losses.tolist(), 6.0) == pytest.approx(calm, abs=0.15)
-    assert spike_threshold([1.0] * (FEWEST - 1), 6.0) == math.inf
+    assert LastLosses(256, losses.tolist()).threshold(6.0) == pytest.approx(calm, abs=0.15)
+    assert LastLosses(256, [1.0] * (FEWEST - 1)).threshold(6.0) == math.inf
+
+
+@pytest.mark.parametrize("size", [FEWEST, FEWEST + 1, 50, 51])
+def test_the_threshold_is_that_of_the_last_losses_and_its_short_cut_never_wrong(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    kept, every = LastLosses(size), []
+    for step in range(4 * size):
+        # heavy tails on one side, then many equal ones
+        loss = round(float(torch.randn((), generator=generator).exp()), 2 if step < 2 * size else 0)
+        last = sorted(every[-size:])
+        if len(last) >= FEWEST:
+            middle = statistics.median(last)
+            threshold = middle + 2.0 * 1.4826 * statistics.median(abs(x - middle) for x in last)
+            assert kept.threshold(2.0) == pytest.approx(threshold, rel=1e-12)
+            assert kept.is_spike(loss, 2.0) == (loss > threshold)
+        kept.add(loss)
+        every.append(loss)
+    assert list(kept.in_order) == every[-size:]
+
+
+class Fused(Spoilt):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.network.parameters(), lr=0.05, weight_decay=0.1, fused=True)
+
+
+def test_what_is_known_one_step_later_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the optimizer leaves the step out by itself, everything else waits until somebody may ask."""
+    runs = {}
+    parts = ("state_dict", "optimizer_states", "ema", "callbacks", "images_seen")
+    for name in ("at once", "later"):
+        if name == "later":
+            monkeypatch.setattr(Step, "is_known", property(lambda self: False))
+        bad, average = BadSteps(spike=4.0), EMA(decay=0.9)
+        end = [StopAtImages(num_images=160), Checkpoints(every_num_images=8)]
+        folder = tmp_path / name
+        module = Fused(nan=(8, 32, 156), inf=(16, 20), large=(148,))
+        fit(
+            folder,
+            [average, ClipGradients(max_norm=1.0), bad, *end],
+            module=module,
+            val_check_interval=2,
+            check_val_every_n_epoch=None,
+        )
+        final = read_checkpoint(newest_checkpoint(folder / "checkpoints"))
+        capsule = read_capsule(folder / str(bad.capsule))
+        runs[name] = [final[part] for part in parts], capsule.step, capsule.weights
+        notes = (folder / "spikes.jsonl").read_text()
+        assert bad.count == 5 and average.num_updates == 40 - 5 and "152" in notes
+    assert_same(runs["later"], runs["at once"])
+
+
+def test_a_training_that_cannot_go_on_ends_also_when_it_is_known_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Step, "is_known", property(lambda self: False))
+    steps = [EMA(decay=0.9), BadSteps(stop_after=3), Checkpoints(every_num_images=4)]
+    with pytest.raises(TooManyBadSteps, match=r"3 steps in a row"):
+        fit(tmp_path, steps, module=Fused(nan=(16, 20, 24)))
+    saved = read_checkpoint(newest_checkpoint(tmp_path / "checkpoints"))
+    assert all(bool(torch.isfinite(x).all()) for x in saved["state_dict"].values())
+
+
+def test_an_optimizer_that_cannot_leave_a_step_out_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Step, "is_known", property(lambda self: False))
+    bad = BadSteps()
+    _, module = fit(tmp_path, [EMA(decay=0.9), bad, StopAtImages(num_images=24)], module=Spoilt(nan=(8,)))
+    assert bad.count == 1 and all(bool(torch.isfinite(x).all()) for x in module.state_dict().values())

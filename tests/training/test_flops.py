@@ -65,6 +65,8 @@ def test_the_peak_is_the_makers_where_it_is_known(monkeypatch: pytest.MonkeyPatc
         "NVIDIA H100 PCIe": 756e12,
         "NVIDIA H100 80GB HBM3": 989e12,
         "NVIDIA L40S": 362e12,
+        "NVIDIA L40": 181e12,
+        "NVIDIA L4": 121e12,
     }.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert peak_rate(torch.device("cuda"), "bf16-mixed") == peak
