@@ -14,6 +14,7 @@ from ldm.sampling.generate import Generation, Guide
 from ldm.sampling.guidance import Autoguidance
 from ldm.sampling.request import Request
 from ldm.training.checkpoint import checkpoint_with_hash, is_checkpoint, list_checkpoints
+from ldm.training.packaged import Packaged
 
 GUIDE = "guidance.run"  # its entry among a recipe's inputs
 
@@ -98,12 +99,19 @@ def check_training(module: Any, *, sharded: bool = False) -> None:
     """Refuse a training whose sample grids, or whose file at the end, could not be made.
 
     Raises:
-        ValueError: Its guidance needs a second model, or it is an autoencoder whose weights are to be spread.
+        ValueError: Its guidance needs a second model, or its weights are to be spread and it is an autoencoder, or has
+            an optimizer for whole weights.
     """
     if sharded and hasattr(module, "export"):
         raise ValueError(
             "trainer=fsdp is for denoisers: an autoencoder's file is written by one process, which must hold all of "
             "it; use trainer=ddp"
+        )
+    optimizer = getattr(module, "optimizer", None)
+    if sharded and isinstance(optimizer, Packaged) and optimizer.needs_whole_weights:
+        raise ValueError(
+            f"optimizer={optimizer.name} does not go with trainer=fsdp: bitsandbytes takes whole weights, not shares; "
+            f"use optimizer=adamw, whose moments fsdp spreads over the processes, or trainer=ddp"
         )
     if isinstance(getattr(module, "guidance", None), Autoguidance):
         raise ValueError(

@@ -60,7 +60,10 @@ def train(config: DictConfig) -> float | None:
     check_launch(processes=processes, num_nodes=num_nodes)
     refuse_missing(config)
     config.trainer.precision = choose_precision(
-        config.trainer.precision, accelerator=config.trainer.accelerator, sharded=sharded
+        config.trainer.precision,
+        accelerator=config.trainer.accelerator,
+        sharded=sharded,
+        gather_bf16=bool(sharded and OmegaConf.select(config, "trainer.strategy.gather_bf16")),
     )  # into the run's own config: it goes on in the same precision, wherever
     with exported_run_id(config.run_id):
         torch.manual_seed(

@@ -9,6 +9,8 @@ from functools import cache
 
 import torch
 
+from ldm.training.run import is_main_process
+
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +61,17 @@ def check_devices(
             f"trainer.devices={devices} asks for {asked} GPUs, but this machine has {available}: "
             f"use trainer.devices={available}"
         )
+    cores = available_cores()
+    if not on_gpu and asked > cores and is_main_process():
+        log.warning(
+            "trainer.devices=%s starts %d processes on a machine that lets this one use %d CPU core%s: they will take "
+            "turns; trainer.devices=%d is as fast or faster",
+            devices,
+            asked,
+            cores,
+            "" if cores == 1 else "s",
+            cores,
+        )
     processes = asked * num_nodes
     if pieces < 1:
         raise ValueError(f"trainer.accumulate_grad_batches={pieces} must be at least 1")
@@ -78,11 +91,19 @@ def check_devices(
     return processes
 
 
-def choose_precision(precision: str | int | None, *, accelerator: str, sharded: bool = False) -> str:
+def choose_precision(
+    precision: str | int | None, *, accelerator: str, sharded: bool = False, gather_bf16: bool = False
+) -> str:
     """Lightning's name of the precision to train in: as given, or for None the fastest that trains as well.
 
     That is bfloat16 autocast over float32 weights where the device multiplies bfloat16 by itself, float32 elsewhere: a
     CPU without such units took 60 times as long in bfloat16 as in float32 (AMD EPYC with AVX2).
+
+    Args:
+        precision: As in the config.
+        accelerator: Lightning's name of the kind of device.
+        sharded: Weights are to be spread over the processes,
+        gather_bf16: and gathered in bfloat16.
 
     Raises:
         ValueError: The GPU cannot do what is asked for, or nothing can, or FSDP.
@@ -97,6 +118,15 @@ def choose_precision(precision: str | int | None, *, accelerator: str, sharded: 
             f"trainer.precision={precision} does not go with trainer=fsdp: use one of {', '.join(SHARDED_PRECISIONS)}"
         )
     device = "cuda" if _on_gpu(accelerator) else "cpu"
+    if gather_bf16:
+        chosen = choose_precision(precision, accelerator=accelerator, sharded=sharded)
+        if "bf16" not in chosen:
+            said = "left open, which here means" if precision is None else "set to"
+            raise ValueError(
+                f"trainer.strategy.gather_bf16=true computes in bfloat16, but trainer.precision is {said} {chosen}: "
+                f"use trainer.precision=bf16-mixed, or trainer.strategy.gather_bf16=false"
+            )
+        return chosen
     if precision is None:
         return "bf16-mixed" if has_bfloat16_units(device) else "32-true"
     if "bf16" in str(precision) and not has_bfloat16_units(device):
@@ -110,6 +140,11 @@ def choose_precision(precision: str | int | None, *, accelerator: str, sharded: 
             precision,
         )
     return str(precision)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

@@ -42,3 +42,16 @@ class Packaged:
                 f"weights: use optimizer=muon, which has AdamW for them"
             )
         return self.optimizer(groups(matrices, self.weight_decay) + decayed_apart(others, self.weight_decay))
+
+    @property
+    def _class(self) -> Any:
+        return getattr(self.optimizer, "func", self.optimizer)  # what _partial_ wraps
+
+    @property
+    def name(self) -> str:
+        return str(self._class.__name__)
+
+    @property
+    def needs_whole_weights(self) -> bool:
+        """bitsandbytes' kernels read a weight's memory; of one that is spread (DTensor) they know no layout."""
+        return str(self._class.__module__).partition(".")[0] == "bitsandbytes"

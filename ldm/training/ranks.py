@@ -24,6 +24,8 @@ from lightning.fabric.plugins.environments import (
 )
 from torch import Tensor
 
+from ldm.training.logging import quiet_lightning
+
 PATIENCE = 10.0  # seconds to find the first process's machine
 
 
@@ -125,6 +127,7 @@ def launched(device: str = "auto") -> Iterator[tuple[Ranks, torch.device]]:
 
 def launcher() -> ClusterEnvironment | None:
     """What started this process beside others, if anything did."""
+    quiet_lightning()  # to ask whether it was srun prints a hint wherever Slurm is installed
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None

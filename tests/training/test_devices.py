@@ -82,3 +82,25 @@ def test_a_precision_that_nothing_has_and_one_that_fsdp_has_not():
         choose_precision("bf17", accelerator="cpu")
     with pytest.raises(ValueError, match="16-mixed does not go with trainer=fsdp"):
         choose_precision("16-mixed", accelerator="cpu", sharded=True)
+
+
+def test_gathering_in_bfloat16_needs_a_step_in_bfloat16(units):
+    fsdp = {"accelerator": "cpu", "sharded": True, "gather_bf16": True}
+    with pytest.raises(ValueError, match=r"gather_bf16=true .* left open, which here means 32-true"):
+        choose_precision(None, **fsdp)
+    with pytest.raises(
+        ValueError, match=r"gather_bf16=true .* set to 32-true: use trainer\.precision=bf16-mixed"
+    ):
+        choose_precision("32-true", **fsdp)
+    assert choose_precision("bf16-mixed", **fsdp) == "bf16-mixed"
+    units.add("cpu")
+    assert choose_precision(None, **fsdp) == "bf16-mixed"
+
+
+def test_more_processes_than_cores_are_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(devices, "available_cores", lambda: 2)
+    assert check_devices(**{**ON_CPU, "devices": 2}) == 2 and not caplog.records
+    assert check_devices(**{**ON_CPU, "devices": 4}) == 4
+    assert (
+        "4 processes" in caplog.text and "2 CPU cores" in caplog.text and "trainer.devices=2" in caplog.text
+    )
