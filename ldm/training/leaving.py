@@ -28,7 +28,7 @@ def agreed(trainer: Trainer, *others: int) -> list[int]:
     if trainer.world_size == 1:
         return own
     asked = torch.tensor(own, device=trainer.strategy.root_device)
-    return trainer.strategy.reduce(asked, reduce_op="max").tolist()  # type: ignore[union-attr]
+    return trainer.strategy.reduce(asked, reduce_op="max").tolist()
 
 
 def look_up(trainer: Trainer) -> None:
