@@ -64,13 +64,12 @@ class CheckpointFolders(CheckpointIO):
         self.wait()
         self.failure = None
         about = self._about(checkpoint)
+        write: Callable[..., None] = write_checkpoint
         if self.shared:
             if self._group is None and dist.is_initialized():
                 # Of its own: messages of the background must not come between those of the training.
                 self._group = dist.new_group(backend="gloo")
-            write: Callable[..., None] = partial(write_together, group=self._group)
-        else:
-            write = write_checkpoint
+            write = partial(write_together, group=self._group)
         if self.background or self.shared:
             checkpoint = copy_to_host(checkpoint)
         work = partial(self._write, lambda: write(checkpoint, Path(path), about=about))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,9 @@ def read_records(path: Path) -> Iterator[Any]:
     Raises:
         ValueError: It is no such file.
     """
-    from wandb.proto import wandb_internal_pb2
-
+    messages: Any = import_module("wandb.proto.wandb_internal_pb2")
     for data in read_log(path):
-        yield wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
+        yield messages.Record.FromString(data)
 
 
 def write_records(path: Path, records: Iterable[Any]) -> None:

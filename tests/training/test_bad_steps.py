@@ -132,6 +132,7 @@ def test_a_capsule_makes_the_very_step_again(tmp_path: Path) -> None:
     assert worst_first(capsule.step["layers"], {"float32": whole})[0] == "network.0.weight"
 
 
+@pytest.mark.slow
 def test_spread_over_processes_all_leave_the_step_out_and_one_can_make_it_again(tmp_path: Path) -> None:
     """One process's picture is not a number: no share of any weight moves, and the capsule is of the whole."""
     trial = {"num_images": 24, "world_size": 2, "sharded": True, "every": 4}
@@ -175,6 +176,7 @@ def test_spread_over_processes_all_leave_the_step_out_and_one_can_make_it_again(
         assert halves.gradients[name] == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_spread_over_processes_several_bad_steps_end_the_job(tmp_path: Path) -> None:
     codes = finish(start(tmp_path, num_images=400, world_size=2, sharded=True, spoilt=(0, -8)))
     assert codes == [1, 1]

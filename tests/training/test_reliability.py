@@ -99,6 +99,7 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(tmp_path: Path, target:
     assert all(bool(torch.isfinite(x).all()) for x in saved["state_dict"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_long_validation_is_left_soon(tmp_path: Path, sharded: bool) -> None:
     """100 seconds of it, and one of two processes is asked after the first batches."""

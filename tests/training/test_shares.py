@@ -58,6 +58,7 @@ def test_torch_reads_what_was_written(whole: Path) -> None:
     assert_same({f"state_dict/{name}": x for name, x in saved.items()}, read)
 
 
+@pytest.mark.slow
 def test_spread_or_not_it_is_the_same_training(whole: Path, tmp_path: Path) -> None:
     """Also of one process that goes on with what two have saved, and of two with what one has."""
     assert finish(start(tmp_path / "alone", num_images=IMAGES)) == [0]
@@ -76,6 +77,7 @@ def test_spread_or_not_it_is_the_same_training(whole: Path, tmp_path: Path) -> N
             torch.testing.assert_close(other[key], one[key], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [True, False])
 def test_killed_while_it_saves_in_the_background(whole: Path, tmp_path: Path, sharded: bool) -> None:
     """Bit for bit the run that was never killed; ``kill_and_resume`` verifies what each kill leaves."""
@@ -98,6 +100,7 @@ def test_killed_while_it_saves_in_the_background(whole: Path, tmp_path: Path, sh
     assert not list((tmp_path / "killed/checkpoints").glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_one_full_disk_is_everybodys_and_training_goes_on(tmp_path: Path) -> None:
     trial: dict[str, Any] = {"num_images": 80, "world_size": 2, "sharded": True, "every": 16}
     assert finish(start(tmp_path, **trial, full_disk=(1, 16, 20), pause=0.1)) == [0, 0]
