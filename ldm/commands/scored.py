@@ -56,9 +56,8 @@ def checkpoints_of(
         return
     done: set[Path] = set()
     while True:
-        ended = together.told(
-            folder.finished.is_file()
-        )  # looked at first: what was written until then is listed below
+        # Looked at first: what was written until then is listed below.
+        ended = together.told(folder.finished.is_file())
         there = together.told(list(reversed(list_checkpoints(folder.checkpoints))))
         new = [path for path in there if path not in done]
         if checkpoint is None:  # following without "all": only the newest, where it runs behind

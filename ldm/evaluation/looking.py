@@ -79,17 +79,14 @@ def look(
     if together.all(len(whole) == len(networks)):
         return whole
     num = len(pictures.sizes)
-    done = [] if keep is None else [i for i in range(num) if _has(_part(keep, i), networks)]
-    done = together.told(done)
     rows: dict[int, dict[str, Tensor]] = {}
-    for i, images in _share(pictures, sorted(set(range(num)) - set(done)), together, on_batch):
+    if keep is not None and together.is_main:  # what an earlier walk left is read once
+        rows = {i: there for i in range(num) if (there := _read(_part(keep, i), networks))}
+    done = set(together.told(list(rows)))
+    for i, images in _share(pictures, [i for i in range(num) if i not in done], together, on_batch):
         rows[i] = {name: network(images) for name, network in networks.items()}
         if keep is not None:
             _write(_part(keep, i), rows[i], networks)
-    if (
-        keep is not None and together.is_main
-    ):  # what an earlier walk left is read once, and goes its way with the rest
-        rows |= {i: _read(_part(keep, i), networks) for i in done}
     found = _in_order(rows, networks, together)
     if keep is not None and together.is_main:
         for part in keep.glob("*.part"):
@@ -173,7 +170,3 @@ def _read(path: Path, networks: Mapping[str, Features]) -> dict[str, Tensor]:
     held = load_file(path)
     wanted = {name: network.key for name, network in networks.items()}
     return {name: held[hash_] for name, hash_ in wanted.items()} if set(wanted.values()) <= set(held) else {}
-
-
-def _has(path: Path, networks: Mapping[str, Features]) -> bool:
-    return bool(_read(path, networks))

@@ -31,10 +31,18 @@ class Cuts:
     Args:
         scales: Their sides, as shares of the picture's.
         places: At each scale below 1, so many times so many, from edge to edge.
+
+    Raises:
+        ValueError: No scales, or scales that are not in (0, 1].
     """
 
-    scales: tuple[float, ...] = (1.0, 0.85, 0.7)
+    scales: Sequence[float] = (1.0, 0.85, 0.7)
     places: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))  # a config has a list, which has no hash
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"scales={self.scales} must be shares of a side, in (0, 1]")
 
     def boxes(self) -> Tensor:
         """(V, 3): scale, and the centre's place to the right and down, the picture being [-1, 1] squared."""

@@ -60,7 +60,13 @@ class LatentReport(OfReconstructions):
 
     def protocols(self, subject: Subject) -> list[Protocol]:
         details = {"at": AT, "above": HIGH, "strengths": list(ROBUSTNESS.strengths)}
-        return [self.passport(subject, f"latents/{name}", details=details) for name in SCORES]
+        first = next(iter(self.originals(subject).batches([0])))
+        can_be_halved = all(side % (2 * subject.codec().downsample) == 0 for side in first.shape[-2:])
+        return [
+            self.passport(subject, f"latents/{name}", details=details)
+            for name in SCORES
+            if name != "equivariance_scale" or can_be_halved
+        ]
 
     def looks(self, subject: Subject) -> list[Look]:
         originals = self.originals(subject)
@@ -88,7 +94,6 @@ class LatentReport(OfReconstructions):
         return [
             self._measured(protocol, numbers, rows, originals.keys, latent, picture)
             for protocol in self.protocols(subject)
-            if self._name(protocol) in numbers or bool(rows[self._name(protocol)].isfinite().all())
         ]
 
     @staticmethod

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from ldm.evaluation.bootstrap import mean_interval
-from ldm.evaluation.looking import forget
 from ldm.evaluation.scores import Score, find_score, write_score
 from ldm.evaluation.subject import Measured, Metric
 from ldm.needs import MissingNeeds
@@ -67,8 +66,7 @@ def score(
         if subject.together.is_main:
             for one, record in zip(measured, found[name], strict=True):
                 write_score(run, record, per_sample=one.per_sample)
-    if subject.kept is not None and subject.together.is_main:
-        forget(subject.kept)  # all is scored: what was seen is not needed any more
+    subject.forget()  # all is scored: what was seen of samples is not needed any more
     fresh = [one for name in wanted for one in found[name]]
     return {name: found[name] for name in metrics}, fresh
 

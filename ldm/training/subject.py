@@ -18,7 +18,7 @@ from ldm.codecs.kl import KLCodec
 from ldm.data.pipeline import ShardDataset
 from ldm.evaluation.features import FeatureNetwork, Features
 from ldm.evaluation.frechet import Moments
-from ldm.evaluation.looking import OnBatch, Pictures, add_up, look
+from ldm.evaluation.looking import OnBatch, Pictures, add_up, forget, look
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.subject import Look, Prompt
 from ldm.evaluation.together import Together
@@ -94,6 +94,8 @@ class RunSubject:
     _moments: dict[tuple[str, str], Moments] = field(default_factory=dict)
     _datasets: dict[str, ShardDataset] = field(default_factory=dict)
     _captions: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    _references: dict[tuple[str, int | None, bool], Reference] = field(default_factory=dict)
+    _walks: set[Path] = field(default_factory=set)
 
     @property
     def makes_pictures(self) -> bool:
@@ -126,16 +128,18 @@ class RunSubject:
         )
 
     def reference(self, split: str, num: int | None = None, *, one_size: bool = False) -> Reference:
-        dataset = self.dataset(split)
-        rows = spread(len(dataset) if num is None else num, len(dataset))
-        if one_size and len(dataset.assignment.sizes) > 1:
-            fullest = set(dataset.assignment.members(int(dataset.assignment.counts().argmax())).tolist())
-            rows = tuple(i for i in rows if i in fullest)
-        name = "training set" if split == "train" else "validation set"
-        part = "" if len(rows) == len(dataset) else f"{len(rows):,} of "
-        return Reference(
-            dataset, rows, f"{part}{name} of {len(dataset):,}", self.batch_size, self.num_workers
-        )
+        place = (split, num, one_size)
+        if place not in self._references:
+            dataset = self.dataset(split)
+            rows = spread(len(dataset) if num is None else num, len(dataset))
+            if one_size and len(dataset.assignment.sizes) > 1:
+                fullest = set(dataset.assignment.members(int(dataset.assignment.counts().argmax())).tolist())
+                rows = tuple(i for i in rows if i in fullest)
+            name = "training set" if split == "train" else "validation set"
+            part = "" if len(rows) == len(dataset) else f"{len(rows):,} of "
+            title = f"{part}{name} of {len(dataset):,}"
+            self._references[place] = Reference(dataset, rows, title, self.batch_size, self.num_workers)
+        return self._references[place]
 
     def reconstructions(self, originals: Pictures) -> Reconstructed:
         return Reconstructed(originals, self.codec(), self.device)
@@ -215,10 +219,21 @@ class RunSubject:
                     write_moments(file, self._moments[place])
         return self._moments[place]
 
+    def forget(self) -> None:
+        """Remove what was kept of samples; other jobs' stays."""
+        if self.together.is_main:
+            for walk in self._walks:
+                forget(walk)
+            if self.kept is not None and self.kept.is_dir() and not any(self.kept.iterdir()):
+                self.kept.rmdir()
+
     def _keep(self, pictures: Pictures, *networks: str) -> Path | None:
         """Samples beside the run, until they are scored; references where other runs find them."""
         if isinstance(pictures, Made):
-            return None if self.kept is None else self.kept / pictures.content_hash[:16]
+            if self.kept is None:
+                return None
+            self._walks.add(self.kept / pictures.content_hash[:16])
+            return self.kept / pictures.content_hash[:16]
         if self.references is None or not isinstance(pictures, Reference):
             return None
         return self.references / pictures.content_hash[:16] / hash_of(sorted(networks))[:16]

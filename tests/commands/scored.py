@@ -89,6 +89,14 @@ class Run:
         return place
 
 
+def noise(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    """Pictures of nothing, each from its own seed."""
+    rows = [
+        torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(seed)) for seed in seeds
+    ]
+    return torch.stack(rows).to(torch.uint8)
+
+
 def make_shards(folder: Path, *, num_train: int = 96, num_val: int = 48) -> Path:
     """Shards of coloured shapes in ``folder``/train and ``folder``/val."""
     shapes(out=str(folder), num_train=num_train, num_val=num_val, seed=0, samples_per_shard=64, num_workers=1)
@@ -111,7 +119,7 @@ def make_run(
 ) -> Run:
     """A run over these shards whose loading is cut short."""
     path = tmp_path / "runs" / "shapes_dit" / "one"
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)  # several processes make the same
     data = {
         "_target_": "ldm.training.datamodule.ImageDataModule",
         "train_shards": str(shards / "train"),

@@ -29,7 +29,7 @@ from ldm.needs import MissingNeeds, Need
 from ldm.sampling.from_run import GuidanceFromRun
 from ldm.sampling.samplers import Heun
 from ldm.training.graded import Composition
-from tests.commands.scored import Run, make_run, make_shards, pictures_of
+from tests.commands.scored import Run, make_run, make_shards, noise, pictures_of
 
 SEED = 3
 SMALL = Pixels(size=4)
@@ -59,13 +59,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return make_run(tmp_path, shards, KnowsTheAnswers(), monkeypatch)
-
-
-def noise(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-    rows = [
-        torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(seed)) for seed in seeds
-    ]
-    return torch.stack(rows).to(torch.uint8)
 
 
 # ------------------------------------------------------------------------------------------------ the composition

@@ -120,6 +120,12 @@ def test_the_cut_that_was_made_is_found() -> None:
     assert float(fit.likeness) > 0.99 and not fit.mirrored
 
 
+def test_cuts_of_a_config_are_like_those_of_code() -> None:
+    assert hash(Cuts(scales=[1.0, 0.7])) == hash(Cuts(scales=(1.0, 0.7)))
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        Cuts(scales=[1.2])
+
+
 def test_plain_pictures_are_like_nothing() -> None:
     plain = torch.full((1, 3, SIDE, SIDE), 200, dtype=torch.uint8)
     assert float(lay_over(plain, pictures(1, 0, side=SIDE), CUTS).likeness) == 0

@@ -1,0 +1,69 @@
+"""``ldm evaluate`` in two processes finds what one finds."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.evaluation.distribution import Frechet, KernelDistance, Manifold
+from ldm.evaluation.features import OwnEncoder, Pixels
+from ldm.evaluation.reconstruction import Reconstruction
+from ldm.evaluation.scores import read_scores
+from tests.commands.scored import make_run, make_shards, noise
+
+
+def metrics() -> dict[str, object]:
+    given = {"features": Pixels(size=4), "num_samples": 37}  # the last batch of 8 is short
+    return {
+        "frechet": Frechet(**given),
+        "own": Frechet(features=OwnEncoder(), num_samples=20),
+        "kernel": KernelDistance(**given),
+        "manifold": Manifold(**given),
+        "reconstruction": Reconstruction(),
+    }
+
+
+def evaluate(folder: Path, shards: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        make_run(folder, shards, noise, patch).evaluate(
+            metrics(), batch_size=8, references=str(folder / "kept"), num_seeds=2
+        )
+
+
+def one_of_two(rank: int, port: int, folder: str, shards: str) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    evaluate(Path(folder), Path(shards))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shapes")
+    evaluate(tmp_path / "alone", shards)
+    torch.multiprocessing.spawn(one_of_two, (free_port(), str(tmp_path / "together"), str(shards)), nprocs=2)
+    alone, together = (
+        {one.metric: one for one in read_scores(tmp_path / name / "runs" / "shapes_dit" / "one")}
+        for name in ("alone", "together")
+    )
+    assert alone.keys() == together.keys() and len(alone) == 9
+    for name, score in alone.items():
+        assert together[name].protocol.hash == score.protocol.hash
+        assert together[name].value == pytest.approx(score.value, rel=1e-9, abs=1e-12)
+        assert together[name].per_seed == pytest.approx(score.per_seed, rel=1e-9, abs=1e-12)
