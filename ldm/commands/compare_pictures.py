@@ -54,7 +54,6 @@ def draw_progress(recipes: Sequence[Recipe], row: Row) -> bytes | None:
     curves = [
         (i, run.label, _history(run.scores, row.cells[recipe.label].protocol_hash))
         for i, recipe in enumerate(recipes)
-        if recipe.label in row.cells
         for run in recipe.runs
     ]
     if all(len(history) < 2 for _, _, history in curves):

@@ -27,7 +27,7 @@ TINY = [
     "network.width=64",
     "network.num_heads=1",
     "text_encoder.num_buckets=64",
-    "num_images=640",
+    "num_images=320",
     "task.num_steps=1",
     "callbacks.samples.prompts=[a red circle]",
     "callbacks.ema.decay=0.8",
@@ -64,7 +64,7 @@ def test_each_run_has_its_pinned_losses_of_both_weights_over_the_same_pictures(h
             losses = read_per_sample(here / "runs/tiny" / run, score)
             assert losses is not None and losses.values.shape == (24, 10)
             assert score.value == pytest.approx(losses.values.mean()) and score.low < score.value < score.high
-            assert score.images_seen == 640 and score.num == 24
+            assert score.images_seen == 320 and score.num == 24
         ema, online = (read_per_sample(here / "runs/tiny" / run, score) for score in scores)
         assert not np.allclose(ema.values, online.values)
     hashes = {score.protocol.hash for scores in found.values() for score in scores}
