@@ -123,6 +123,24 @@ def total(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tenso
     return torch.empty(kept, dtype=x.dtype, device="meta")
 
 
+def space_to_channels(x: Tensor, factor: int) -> Tensor | None:
+    """(B, C, fH, fW) -> (B, f^2 C, H, W)."""
+    if x.ndim != 4 or x.shape[2] % factor or x.shape[3] % factor:
+        return None
+    batch, channels, height, width = x.shape
+    shape = batch, channels * factor**2, height // factor, width // factor
+    return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
+def channels_to_space(x: Tensor, factor: int) -> Tensor | None:
+    """(B, f^2 C, H, W) -> (B, C, fH, fW)."""
+    if x.ndim != 4 or x.shape[1] % factor**2:
+        return None
+    batch, channels, height, width = x.shape
+    shape = batch, channels // factor**2, height * factor, width * factor
+    return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
 def like(x: Tensor) -> Tensor:
     """A new tensor of this shape, its elements in the same order where they lie without gaps, as torch does it."""
     if x.is_contiguous():
@@ -162,6 +180,8 @@ KERNELS: dict[Any, Kernel] = {
     aten.bmm.default: matrix_product,
     aten.addmm.default: biased_product,
     aten.sum.dim_IntList: total,
+    aten.pixel_unshuffle.default: space_to_channels,  # torch's own imports sympy
+    aten.pixel_shuffle.default: channels_to_space,
     **dict.fromkeys(
         (
             *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor),

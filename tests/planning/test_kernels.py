@@ -46,6 +46,8 @@ CALLS: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.mm.default, (meta(3, 4), meta(4, 5))),
     (aten.bmm.default, (meta(2, 3, 4, dtype=HALF), meta(2, 4, 5, dtype=HALF))),
     (aten.addmm.default, (meta(5), meta(3, 4), meta(4, 5))),
+    (aten.pixel_unshuffle.default, (meta(*PICTURE), 2)),
+    (aten.pixel_shuffle.default, (meta(*PICTURE), 2)),
     (aten.sum.dim_IntList, (meta(*X), [0, -1])),
     (aten.sum.dim_IntList, (meta(*X), [1], True)),
     (aten.sum.dim_IntList, (meta(*X), None)),

@@ -21,7 +21,6 @@ HEAVY = (
     "pyarrow",
     "scipy",
     "skimage",
-    "sympy",
     "torch._dynamo",
     "torch._inductor",
     "torch.distributed.fsdp",
