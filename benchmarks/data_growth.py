@@ -211,12 +211,13 @@ def cached(folder: Path) -> list[dict[str, Any]]:
     """Latents in the exact order, with captions and keys, without and with text; and bare rows of mapped arrays."""
     from ldm.data.blend import order_of
     from ldm.data.latent_dataset import LatentDataset
-    from ldm.data.latents import encode
+    from ldm.data.latents import contract_for, encode
     from ldm.data.pipeline import ShardDataset
     from ldm.data.text_cache import TextCache, encode_text
 
     data = ShardDataset(shards=str(folder / "256" / "shards"), image_size=32)
-    encode(_Means(), data, folder / "latents", batch_size=64)
+    latents = contract_for("benchmark", data).folder(folder / "latents")
+    encode(_Means(), data, latents, batch_size=64)
     encode_text(_Words(), data, folder / "text", batch_size=64)
     text = TextCache(folder / "text", data, _Words())
     order = order_of(data, num=len(data), global_batch=256)
@@ -232,11 +233,9 @@ def cached(folder: Path) -> list[dict[str, Any]]:
             yield [torch.from_numpy(array[numbers]) for array in arrays]
 
     readers = {
-        "ldm": LatentDataset(folder / "latents", data, codec_hash="benchmark").endless(order),
+        "ldm": LatentDataset(latents, data, codec_hash="benchmark").endless(order),
         "one array, mapped": bare(rows),
-        "ldm with text": LatentDataset(folder / "latents", data, codec_hash="benchmark", text=text).endless(
-            order
-        ),
+        "ldm with text": LatentDataset(latents, data, codec_hash="benchmark", text=text).endless(order),
         "two arrays, mapped": bare(rows, tokens),
     }
     seconds: dict[str, list[float]] = {name: [] for name in readers}
