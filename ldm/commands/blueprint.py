@@ -13,7 +13,7 @@ from torch import nn
 
 from ldm.codecs.kl import describe_autoencoder
 from ldm.commands.blueprint_text import planned_text
-from ldm.needs import MissingNeeds
+from ldm.commands.needs import needs
 from ldm.nn.autoencoder_base import Autoencoder
 from ldm.planning.standins import PlannedCodec
 from ldm.planning.subjects import AutoencoderSubject, DiffusionSubject, Subject
@@ -85,11 +85,10 @@ def planned_terms(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
         name = str(key)
         if term is None:
             continue
-        try:
-            made = built(term)
-        except MissingNeeds as error:
-            notes.append(f"reckoned without the term {name}: {error}")
+        if missing := [need for _, need in needs(term) if not need.is_met]:
+            notes.append(f"reckoned without the term {name}: {missing[0].what} is missing")
             continue
+        made = built(term)
         terms[name] = made.to("meta") if isinstance(made, nn.Module) else made
     return terms, notes
 

@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        launch(VAE)
+        launch([*VAE, "name=shapes_vae"])
     return folder
 
 
