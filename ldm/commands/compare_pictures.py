@@ -52,7 +52,9 @@ def draw_levels(recipes: Sequence[Recipe], row: Row) -> bytes:
 def draw_progress(recipes: Sequence[Recipe], row: Row) -> bytes | None:
     """The score of each run over images seen: a PNG; None where no run was scored twice in this way."""
     curves = [
-        (i, run.label, _history(run.scores, row)) for i, recipe in enumerate(recipes) for run in recipe.runs
+        (i, run.label, _history(run.scores, row.cells[recipe.label].protocol_hash))
+        for i, recipe in enumerate(recipes)
+        for run in recipe.runs
     ]
     if all(len(history) < 2 for _, _, history in curves):
         return None

@@ -121,6 +121,8 @@ class _Judge:
         parts = {part: instantiate(config[part], _convert_="all") for part in ("sampler", "grid", "guidance")}
         loaded.module.to(place)
         generation = generation_of(loaded, place, num_steps=config.num_steps, runs=config.runs, **parts)
+        if generation is None:
+            raise ValueError(f"{self.run} makes no pictures: there is nothing to sample")
         return calls_for_one_picture(generation, loaded.module.latent_size)
 
 

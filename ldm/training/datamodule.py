@@ -29,6 +29,7 @@ from ldm.data.text_cache import TextCache, encode_text, text_contract, text_fold
 from ldm.interfaces import LatentCodec, TextEncoder
 
 BEARABLE = BadSamples()
+MEASURED_SEED = 0  # of the captions that are drawn for measuring
 
 
 class _Module(Protocol):
@@ -85,11 +86,17 @@ class _FromShards(L.LightningDataModule):
     def _val(self) -> ShardDataset | None:
         if self.val_shards is None:
             return None
+        return self._validation()
+
+    def _validation(self, **others: Any) -> ShardDataset:
         of_training = self._train.buckets.within(self._train.assignment.sizes)
-        return self.pictures(shards=self.val_shards, buckets=of_training)
+        return self.pictures(shards=self.val_shards, buckets=of_training, **others)
 
     def measured(self, split: str) -> ShardDataset:
         """The pictures of "train" or "val" as they are measured: center crop, not mirrored.
+
+        Which of several captions a picture has does not depend on the run's seed: runs that differ by it are measured
+        alike, or none could be compared.
 
         Raises:
             ValueError: There is no such set.
@@ -97,12 +104,12 @@ class _FromShards(L.LightningDataModule):
         if split not in ("train", "val"):
             raise ValueError(f"there is no set {split!r}: say train or val")
         if split == "train":
-            return self.pictures(shards=self.train_shards, sources=self.sources)
-        if self._val is None:
+            return self.pictures(shards=self.train_shards, sources=self.sources, seed=MEASURED_SEED)
+        if self.val_shards is None:
             raise ValueError(
                 "the run has no validation set (data.val_shards=null): give the training set, or set it"
             )
-        return self._val
+        return self._validation(seed=MEASURED_SEED)
 
     def setup(self, stage: str) -> None:
         """Index the shards before anything is trained or encoded: what is wrong with them shows at once."""

@@ -77,18 +77,18 @@ class SampleGrid(EveryNumImages):
         grid = labelled_grid(pictures, self.prompts, columns=self.columns, title=title)
         seen = int(module.images_seen)  # type: ignore[arg-type]
         show(trainer, grid, key="samples/grid", folder="samples", images_seen=seen)
-        told = {
-            "guidance": str(generation.guidance),
-            "num_steps": generation.num_steps,
-            "images_seen": seen,
-            "weights": weights,
-        }
-        rows = [
-            {"prompt": prompt, "picture": to_picture(picture), "seed": seed, **told}
-            for prompt, picture, seed in zip(self.prompts, pictures, self.seeds, strict=True)
-        ]
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
+                told = {
+                    "guidance": str(generation.guidance),
+                    "num_steps": generation.num_steps,
+                    "images_seen": seen,
+                    "weights": weights,
+                }
+                rows = [
+                    {"prompt": prompt, "picture": to_picture(picture), "seed": seed, **told}
+                    for prompt, picture, seed in zip(self.prompts, pictures, self.seeds, strict=True)
+                ]
                 logger.log_table("samples/table", rows, images_seen=seen, step=_step(trainer))
 
 

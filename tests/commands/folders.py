@@ -31,6 +31,7 @@ PROTOCOL = Protocol(
     reference_hash="ab" * 32,
     num_images=40,
     weights="ema",
+    precision="bf16",
     seeds=(0,),
     details={"levels": [-1, 1], "reached": [-1, 1]},
 )
@@ -79,9 +80,9 @@ def add_score(
     images_seen: int = 1000,
     lower_is_better: bool = True,
 ) -> Score:
-    """losses (N, K), K the levels of the protocol or 1."""
-    levels = protocol.details.get("reached")
-    columns = tuple(f"{level:+d}" for level in levels) if levels else ("value",)
+    """losses (N, K), K the levels of the protocol, or the two of the usual one, or 1."""
+    levels = protocol.details.get("reached", [-1, 1])
+    columns = tuple(f"{level:+d}" for level in levels) if losses.shape[1] == len(levels) else ("value",)
     one = mean_interval(losses.mean(axis=1), num_resamples=500)
     score = Score(
         protocol=protocol,

@@ -17,6 +17,7 @@ from tests.commands.folders import KEYS, PICTURES, PROTOCOL, add_score
 COMMON = [
     "trainer=cpu",
     "codec=pooled",
+    "~codec.path",
     "data=shapes_images",
     "data.batch_size=4",
     "network.depth=1",

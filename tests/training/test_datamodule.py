@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ldm.data.buckets import Buckets
 from ldm.data.order import GlobalBatches, Shuffled
+from ldm.data.pipeline import in_order
 from ldm.data.shards import ShardWriter
 from ldm.interfaces import Batch
 from ldm.training.datamodule import ImageDataModule, LatentDataModule
@@ -286,3 +287,19 @@ def test_sizes_that_the_network_cannot_take_show_before_anything_is_trained(tmp_
     module.network = SimpleNamespace(patch_size=4)  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"the bucket 10 x 6 is not divisible by 4.*buckets.multiple_of=4"):
         fit(module, several(shaped(tmp_path), tmp_path, "pictures"), tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_is_measured_has_the_same_captions_for_every_seed(shards: Path, split: str) -> None:
+    def captions(seed: int) -> list[str]:
+        data = images(shards, caption_field="captions", seed=seed)
+        return [
+            caption for batch in in_order(data.measured(split), batch_size=4) for caption in batch.captions
+        ]
+
+    def trained(seed: int) -> list[str]:
+        data = images(shards, caption_field="captions", seed=seed)
+        return [caption for batch in data.val_dataloader() for caption in batch.captions]
+
+    assert captions(0) == captions(7) and len(set(captions(0))) > 5
+    assert trained(0) != trained(7)

@@ -21,6 +21,7 @@ class PictureLogger(Logger):
     def __init__(self) -> None:
         super().__init__()
         self.shown: list[tuple[str, int]] = []
+        self.tables: list[list[dict[str, Any]]] = []
 
     def log_metrics(self, metrics: Any, step: Any = None) -> None: ...
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
@@ -28,6 +29,10 @@ class PictureLogger(Logger):
     def log_image(self, key: str, images: list[Any], step: int) -> None:
         assert all(isinstance(image, Image.Image) for image in images)
         self.shown.append((key, step))
+
+    def log_table(self, key: str, rows: list[dict[str, Any]], *, images_seen: int, step: int) -> None:
+        assert key == "samples/table" and all(row["images_seen"] == images_seen for row in rows)
+        self.tables.append(rows)
 
 
 def test_samples_are_drawn_by_images_and_logged(tmp_path: Path) -> None:
@@ -37,6 +42,11 @@ def test_samples_are_drawn_by_images_and_logged(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == ["000000012.png", "000000020.png", "000000024.png"]
     assert [key for key, _ in logger.shown] == ["samples/grid"] * 3
+    assert [(row["prompt"], row["seed"], row["images_seen"]) for row in logger.tables[0]] == [
+        ("a red circle", 0, 12),
+        ("", 1, 12),
+    ]
+    assert logger.tables[0][0]["picture"].size == (8, 8) and len(logger.tables) == 3
     assert module.network.training
 
 

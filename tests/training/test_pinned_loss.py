@@ -97,8 +97,8 @@ def test_levels_left_out_change_nothing_for_the_others_and_another_seed_does():
 
 def test_levels_that_a_schedule_does_not_reach_are_not_measured():
     found = measured(module(schedule=ScaledLinear(), parameterization=Epsilon()))
-    assert np.isnan(found.losses.values[:, :2]).all()
-    assert found.reached == [-3, -1, 1, 3, 5], "log-SNR runs from -5.4 to 7.1"
+    assert np.isnan(found.losses.values[:, :3]).all()
+    assert found.reached == [-3, -1, 1, 3, 5, 7, 9], "log-SNR begins at -5.4"
     assert measured(module()).reached == list(LEVELS)
     assert (
         reached_levels(module(schedule=ScaledLinear(), parameterization=Epsilon()), LEVELS) == found.reached

@@ -95,7 +95,7 @@ class TinyModule(L.LightningModule):
             noise = [torch.randn(3, *latent_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
             return ((self.network(torch.stack(noise)).clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
 
-        return SimpleNamespace(images=images)
+        return SimpleNamespace(images=images, guidance="none", num_steps=num_steps or 1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.network.parameters(), lr=0.05)
