@@ -20,7 +20,8 @@ from ldm.evaluation.features import Codecs, FeatureNetwork, Features
 from ldm.evaluation.kernel import blocks
 from ldm.needs import Need
 
-SIDE = 32  # of pictures that are laid over another
+SIDE = 32  # of pictures that are compared
+KEPT = 2 * SIDE  # of those that are kept: a cut of one still has SIDE pixels
 STEPS = (0.06, 0.03, 0.015)  # of the search for the cut, as shares of the side
 
 
@@ -134,18 +135,18 @@ class SeenMirrored:
 
 @dataclass(frozen=True, kw_only=True)
 class Small:
-    """The pictures at the size at which they are laid over another: (B, 3, SIDE, SIDE) uint8."""
+    """The pictures at the size at which they are laid over another: (B, 3, KEPT, KEPT) uint8."""
 
     label: str = "small"
     title: str = "small pictures"
-    resizing: str = f"area {SIDE}"
+    resizing: str = f"area {KEPT}"
 
     def needs(self) -> list[Need]:
         return []
 
     def open(self, *, device: torch.device, codecs: Codecs) -> Features:
         def run(images: Tensor) -> Tensor:
-            return F.interpolate(images.float(), (SIDE, SIDE), mode="area").round().to(torch.uint8)
+            return F.interpolate(images.float(), (KEPT, KEPT), mode="area").round().to(torch.uint8)
 
         return Features("small", self.resizing, run)
 
@@ -191,17 +192,16 @@ def lay_over(pictures: Tensor, others: Tensor, cuts: Cuts) -> Fit:
     """Find mirror image and cut of each other picture that its partner looks most like.
 
     Args:
-        pictures: (P, 3, S, S) uint8 of any one size.
-        others: (P, 3, S', S') uint8.
+        pictures: (P, 3, S, S) uint8; compared at SIDE pixels.
+        others: (P, 3, S', S') uint8, better larger than that.
         cuts: Where the search begins; it ends between them.
     """
-    side = pictures.shape[-1]
-    target = torch.stack([pictures, pictures.flip(-1)], dim=1).float()  # (P, 2, 3, S, S)
-    target = _standard(target)
+    small = F.interpolate(pictures.float(), (SIDE, SIDE), mode="area")
+    target = _standard(torch.stack([small, small.flip(-1)], dim=1))  # (P, 2, 3, SIDE, SIDE)
     source, num = others.float(), len(pictures)
     best = Fit(torch.full((num,), -2.0), torch.zeros(num, 3), torch.zeros(num, dtype=torch.bool))
     for box in cuts.boxes():
-        best = _better(best, target, source, box.expand(num, 3), side)
+        best = _better(best, target, source, box.expand(num, 3))
     smallest = min(cuts.scales) - 0.1
     for step in STEPS:
         moves = torch.cartesian_prod(*[torch.tensor([-step, 0.0, step])] * 3)  # (27, 3)
@@ -211,13 +211,13 @@ def lay_over(pictures: Tensor, others: Tensor, cuts: Cuts) -> Fit:
             scale = box[:, 0].clamp(smallest, 1.0)
             room = (1 - scale)[:, None]
             box = torch.cat([scale[:, None], box[:, 1:].clamp(-room, room)], dim=1)
-            best = _better(best, target, source, box, side)
+            best = _better(best, target, source, box)
     return best
 
 
-def _better(best: Fit, target: Tensor, source: Tensor, box: Tensor, side: int) -> Fit:
+def _better(best: Fit, target: Tensor, source: Tensor, box: Tensor) -> Fit:
     """With this cut where it fits better than the best so far."""
-    view = _standard(cut(source, box, side))  # (P, 3, S, S)
+    view = _standard(cut(source, box, SIDE))  # (P, 3, SIDE, SIDE)
     likeness, which = (target * view[:, None]).flatten(2).sum(dim=2).max(dim=1)  # (P,)
     more = likeness > best.likeness
     return Fit(
