@@ -100,7 +100,11 @@ def streaming(decoder: str) -> Reader:
 
         data = Pictures(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
         while True:
-            for images, _ in DataLoader(data, batch_size=BATCH, num_workers=workers, drop_last=True):
+            # litdata makes "spawn" the whole process's way, which cannot take a class from inside a function.
+            way = "fork" if workers else None
+            for images, _ in DataLoader(
+                data, batch_size=BATCH, num_workers=workers, drop_last=True, multiprocessing_context=way
+            ):
                 yield images
 
     return read

@@ -189,16 +189,12 @@ def _run_trials(study: Any, knobs: Sequence[Knob], judge: _Judge, *, trials: int
 
 
 def _finished(study: Any) -> list[Tried]:
-    return [
-        Tried(
-            trial.number,
-            tuple(trial.user_attrs["overrides"]),
-            *trial.user_attrs["value"],
-            int(trial.values[1]),
-        )
-        for trial in study.trials
-        if trial.values is not None
-    ]
+    return [_tried(trial) for trial in study.trials if trial.values is not None]
+
+
+def _tried(trial: Any) -> Tried:
+    value, low, high = trial.user_attrs["value"]
+    return Tried(trial.number, tuple(trial.user_attrs["overrides"]), value, low, high, int(trial.values[1]))
 
 
 # --------------------------------------------------------------------------------------------------- the front

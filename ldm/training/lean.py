@@ -62,7 +62,7 @@ def _build_arguments_at_once(trainer: Trainer) -> None:
         arguments["batch"], arguments["batch_idx"] = batch, batch_idx
         return arguments
 
-    trainer.fit_loop.epoch_loop._build_kwargs = build  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._build_kwargs = build  # type: ignore[method-assign,assignment]
 
 
 def _collect_metrics_where_they_are_written(trainer: Trainer) -> None:

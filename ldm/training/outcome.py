@@ -69,7 +69,7 @@ class Step:
             return [float(x) for x in (self.norm, *self.losses)]
         here, event = self._sent
         event.synchronize()
-        return here.tolist()  # type: ignore[no-any-return]
+        return here.tolist()
 
 
 def leaves_out(optimizer: Optimizer, step: Step) -> None:
