@@ -64,7 +64,7 @@ def draw_progress(recipes: Sequence[Recipe], row: Row) -> bytes | None:
         axis.plot(seen, [score.value for score in history], "o-", ms=4, color=_colour(i), label=label)
         if all(score.low is not None for score in history):
             low, high = [score.low for score in history], [score.high for score in history]
-            axis.fill_between(seen, low, high, color=_colour(i), alpha=0.12, lw=0)  # type: ignore[arg-type]
+            axis.fill_between(seen, low, high, color=_colour(i), alpha=0.12, lw=0)
     axis.set_xlabel("images seen", color=GREY)
     axis.set_ylabel(row.metric, color=GREY)
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")

@@ -132,11 +132,12 @@ def overrides(values: dict[str, Any], *, average: Callable[[float], str]) -> lis
 def _narrowed(known: Range, told: str) -> Range:
     if isinstance(known, Choice):
         return Choice(tuple(told.split("|")))
-    number = int if isinstance(known, Whole) else float
-    low, high = (number(x) for x in told.split(":"))
-    if not low < high:
+    first, last = told.split(":")
+    if not float(first) < float(last):
         raise ValueError(told)
-    return replace(known, low=low, high=high)
+    if isinstance(known, Whole):
+        return Whole(int(first), int(last))
+    return replace(known, low=float(first), high=float(last))
 
 
 def _example(name: str) -> str:
