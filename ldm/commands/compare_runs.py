@@ -178,8 +178,8 @@ def _largest(metrics: pd.DataFrame, name: str) -> float | None:
 
 
 def _last(metrics: pd.DataFrame, name: str) -> float | None:
-    found = metrics[name].dropna() if name in metrics else []
-    return float(found.iloc[-1]) if len(found) else None  # type: ignore[union-attr]
+    found = metrics[name].dropna() if name in metrics else pd.Series(dtype=float)
+    return float(found.iloc[-1]) if len(found) else None
 
 
 def _json(path: Path) -> dict[str, Any]:

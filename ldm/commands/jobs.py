@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
@@ -73,9 +74,9 @@ def _job(config: DictConfig) -> float | None:
         raise RuntimeError(f"it left with exit status {leaving.code}, see above") from None
 
 
-def _why(returned: object) -> str:
+def _why(returned: Any) -> str:
     try:
-        error = returned.return_value  # type: ignore[attr-defined]
+        error = returned.return_value
     except Exception as raised:  # a failed job raises its error when asked for its value
         error = raised
     logging.getLogger(__name__).debug("job failed", exc_info=error if isinstance(error, Exception) else None)

@@ -132,12 +132,12 @@ def overrides(values: dict[str, Any], *, average: Callable[[float], str]) -> lis
 def _narrowed(known: Range, told: str) -> Range:
     if isinstance(known, Choice):
         return Choice(tuple(told.split("|")))
-    low, high = told.split(":")
-    if not float(low) < float(high):
+    first, last = told.split(":")
+    if not float(first) < float(last):
         raise ValueError(told)
     if isinstance(known, Whole):
-        return replace(known, low=int(low), high=int(high))
-    return replace(known, low=float(low), high=float(high))
+        return Whole(int(first), int(last))
+    return replace(known, low=float(first), high=float(last))
 
 
 def _example(name: str) -> str:

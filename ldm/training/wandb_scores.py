@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -62,7 +62,7 @@ def wandb_settings(folder: RunFolder) -> dict[str, Any] | None:
     config = folder.read_config()
     for entry in (config.get("logger") or {}).values():
         if entry is not None and str(entry.get("_target_", "")).endswith(".WandbLogger"):
-            values = dict(OmegaConf.to_container(entry, resolve=True))  # type: ignore[arg-type]
+            values = cast(dict[str, Any], OmegaConf.to_container(entry, resolve=True))
             values.pop("_target_")
             return {str(key): value for key, value in values.items()}
     return None
