@@ -105,6 +105,11 @@ def check_training(module: Any, *, sharded: bool = False) -> None:
             "trainer=fsdp is for denoisers: an autoencoder's file is written by one process, which must hold all of "
             "it; use trainer=ddp"
         )
+    if sharded and not getattr(getattr(module, "objective", None), "may_be_sharded", True):
+        raise ValueError(
+            "trainer=fsdp is not for few-step training, which keeps whole copies of the network or differentiates it "
+            "forwards: use trainer=ddp"
+        )
     if isinstance(getattr(module, "guidance", None), Autoguidance):
         raise ValueError(
             "guidance=autoguidance needs a second model, which a training does not load for its sample grids: train "
