@@ -33,15 +33,16 @@ class Conditioning:
     labels: Tensor | None = None  # (B,) int64 class labels; the number of classes stands for "no class"
     sizes: Tensor | None = None  # (B, 6) pixels: original height, width, crop top, left, target height, width
     guidance: Tensor | None = None  # (B,) the guidance scale, for networks it was distilled into
+    span: Tensor | None = None  # (B,) how much time the answered velocity is an average over; None is 0
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def to(self, device: torch.device | str) -> Conditioning:
-        return self._each(lambda x: sent(x, device))
+        return self.each(lambda x: sent(x, device))
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
-        return self._each(lambda x: x[rows])
+        return self.each(lambda x: x[rows])
 
     def where(self, kept: Tensor, other: Conditioning) -> Conditioning:
         """These rows, and those of ``other``, B or one for all, where ``kept`` (B,) is False."""
@@ -55,7 +56,7 @@ class Conditioning:
 
     def float(self) -> Conditioning:
         """What is kept in half precision, in single."""
-        return self._each(lambda x: x.float() if x.is_floating_point() else x)
+        return self.each(lambda x: x.float() if x.is_floating_point() else x)
 
     @staticmethod
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
@@ -85,9 +86,11 @@ class Conditioning:
             labels=optional("labels"),
             sizes=optional("sizes"),
             guidance=optional("guidance"),
+            span=optional("span"),
         )
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """With ``change`` made to every field that is given."""
         given = {field.name: x for field in fields(self) if (x := getattr(self, field.name)) is not None}
         return replace(self, **{name: change(x) for name, x in given.items()})
 

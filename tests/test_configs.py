@@ -34,6 +34,14 @@ def is_for_training(choice: str) -> bool:
 EXPERIMENTS = [name.removeprefix("experiment/") for name in FILES if name.startswith("experiment/")]
 
 
+def teacher_of(experiment: str) -> str | None:
+    """The run whose parts an experiment takes over, if it has one."""
+    task = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")).get(
+        "task"
+    )
+    return task.get("teacher") if isinstance(task, dict) else None
+
+
 def made_small(choice: str) -> tuple[str, str] | None:
     """(group, choice) that a file of debug=tiny is for: it is taken in where both are chosen."""
     debug, *group, tiny, name = ["", *choice.split("/")][-4:]
@@ -87,6 +95,8 @@ def test_every_file_at_the_top_is_a_command() -> None:
 
 def test_every_experiment_is_complete_but_for_the_paths_of_data() -> None:
     for name in EXPERIMENTS:
+        if teacher_of(name):  # the teacher's parts are put in when there is one: below
+            continue
         config = compose("train", [f"experiment={name}", "run_id=x", "data.train_shards=x"]).config
         check(config, record=TRAINING["record"])
         assert config.name == name, "a run is found by the name of its experiment"
@@ -126,7 +136,11 @@ def test_every_experiment_takes_two_steps(name: str, place: Path, monkeypatch: p
 
 @cache
 def take_two_steps(name: str) -> None:
-    """In the working directory; the autoencoder that an experiment builds on is trained first."""
+    """In the working directory; the autoencoder or the teacher that an experiment builds on is trained first."""
+    if teacher := teacher_of(name):
+        take_two_steps(teacher)
+        launch([f"experiment={name}", "debug=fast", "trainer=cpu", f"name={name}"])
+        return
     whole = compose("train", [f"experiment={name}", "data.train_shards=x", "run_id=x"]).config
     published = "path" in (whole.codec or {}) and not whole.codec.path.startswith("runs/")
     data = "classes" if "num_classes" in whole.text_encoder else "shapes"

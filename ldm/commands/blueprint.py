@@ -56,6 +56,11 @@ def blueprint(config: DictConfig, *, configs: Path) -> tuple[Subject, list[str]]
         )
     if not {"diffusion", "network", "text_encoder", "codec"} <= set(task):
         raise ValueError(f"{task['_target_']} cannot be planned: its step is not known here")
+    if task.get("objective") is not None:
+        raise ValueError(
+            f"{task.objective['_target_']} cannot be planned: a step of few-step training asks several networks; plan "
+            f"the training of its teacher, and expect the networks' memory two or three times and 2 to 3 times its time"
+        )
     codec, note = planned_codec(task.codec, task.network, configs)
     with torch.device("meta"):
         network = built(task.network)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -49,6 +50,7 @@ class Composed:
     overrides: Sequence[str]  # as Hydra saw them
     folder: Path  # where the configs are
     searched: Sequence[Any]  # where Hydra looked
+    chosen: Mapping[str, str]  # group -> choice, where given on the command line or not the default
 
     def place(self, path: Keys) -> str:
         """Where a key got its value: "command line", "configs/experiment/x.yaml:7", or "" where nothing says so."""
@@ -73,6 +75,7 @@ def load(
     folder: Path = CONFIGS,
     record: str | None = None,
     later: Mapping[str, Any] | None = None,
+    amend: Callable[[Composed], None] | None = None,
 ) -> DictConfig:
     """Compose ``<folder>/<name>.yaml`` with overrides and check it.
 
@@ -82,11 +85,14 @@ def load(
         folder: Where the configs are.
         record: Dotted path of the dataclass that lists the top-level keys; None where the root has ``_target_``.
         later: Stand-ins for top-level values that may be null now and are known when the work starts.
+        amend: Changes the config before it is checked.
 
     Raises:
         ConfigError: With a one-line message that names the key, where it stands, and the nearest valid one.
     """
     composed = compose(name, overrides, folder=folder)
+    if amend is not None:
+        amend(composed)
     try:
         examine(composed.config, record=record, later=later)
     except ConfigError as error:
@@ -125,6 +131,12 @@ def compose(name: str, overrides: Sequence[str], *, folder: Path = CONFIGS) -> C
             raise ConfigError(_plain(error)) from error
     _check_hydra(config)
     searched = config.hydra.runtime.config_sources
+    on_line = {
+        item.key_or_group: str(item.value())
+        for item in parsed
+        if item.key_or_group in groups and item.value()
+    }
+    chosen = {**_not_default(config.hydra.runtime.choices, folder / f"{name}.yaml"), **on_line}
     with open_dict(config):
         del config["hydra"]
     return Composed(
@@ -134,7 +146,19 @@ def compose(name: str, overrides: Sequence[str], *, folder: Path = CONFIGS) -> C
         overrides=freed,
         folder=folder,
         searched=searched,
+        chosen=chosen,
     )
+
+
+def _not_default(choices: Mapping[str, str | None], primary: Path) -> dict[str, str]:
+    """The choices that differ from those of the primary config's list of defaults."""
+    entries = yaml.safe_load(primary.read_text(encoding="utf-8")).get("defaults", [])
+    default = {
+        group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items()
+    }
+    return {
+        group: choice for group, choice in choices.items() if choice and default.get(group, choice) != choice
+    }
 
 
 def _sources(searched: Sequence[Any], defaults: Sequence[Any]) -> list[Source]:

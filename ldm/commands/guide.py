@@ -113,6 +113,11 @@ def check_training(module: Any, *, sharded: bool = False) -> None:
             f"optimizer={optimizer.name} does not go with trainer=fsdp: bitsandbytes takes whole weights, not shares; "
             f"use optimizer=adamw, whose moments fsdp spreads over the processes, or trainer=ddp"
         )
+    if sharded and not getattr(getattr(module, "objective", None), "may_be_sharded", True):
+        raise ValueError(
+            "trainer=fsdp is not for few-step training, which keeps whole copies of the network or differentiates it "
+            "forwards: use trainer=ddp"
+        )
     if isinstance(getattr(module, "guidance", None), Autoguidance):
         raise ValueError(
             "guidance=autoguidance needs a second model, which a training does not load for its sample grids: train "

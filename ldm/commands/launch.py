@@ -18,11 +18,12 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands import compose
 from ldm.commands.errors import reported
 from ldm.commands.messages import ConfigError, nearest
+from ldm.commands.teacher import take_over
 from ldm.training.stopping import Stopped, leave_together
 
 TRAINING: dict[str, Any] = {
@@ -67,7 +68,7 @@ def checked(overrides: Sequence[str]) -> DictConfig:
     given = dict(item.partition("=")[::2] for item in overrides)
     where = given.get("resume", "null")
     if where in ("null", "", "None"):
-        return compose.load("train", overrides, **TRAINING)
+        return compose.load("train", overrides, amend=take_over, **TRAINING)
     groups = {path.name for path in compose.CONFIGS.iterdir() if path.is_dir()}
     for key, value in given.items():
         if key.lstrip("+~").split("/")[0] in groups:
@@ -119,7 +120,10 @@ def _job(config: DictConfig) -> float | None:
 def train_one(config: DictConfig) -> float | None:
     """Check a config that Hydra composed, and train."""
     with reported():
-        compose.examine(config, **TRAINING)
+        if OmegaConf.select(config, "task.teacher", throw_on_missing=False) is None:
+            compose.examine(config, **TRAINING)
+        else:  # whose parts are put in before it is checked
+            config = checked(list(HydraConfig.get().overrides.task))
         return _train(config)
 
 

@@ -72,9 +72,16 @@ def train(config: DictConfig) -> float | None:
         path = resumed.path if resumed else Path(config.paths.runs, config.name, config.run_id)
         module, data = built(config.task), built(config.data)
         check_training(module, sharded=sharded)
-        if (start := config.get("init_from")) and not resumed:  # a resumed run has weights of its own
+        if (start := config.get("init_from")) and config.task.get("teacher"):
+            raise ValueError(
+                f"init_from={start} and task.teacher={config.task.teacher} both name weights to begin with: a training "
+                f"begins with its teacher's, so leave init_from out"
+            )
+        if start and not resumed:  # a resumed run has weights of its own
             other_text = bool(config.get("init_other_text"))
             print(begin_with(module, start, runs=config.paths.runs, other_text=other_text))
+        if hasattr(module, "prepare") and (told := module.prepare(anew=not resumed)):
+            print(told)
         data.setup("fit")  # a wrong path shows now, not after the folder is claimed
         with locked(path) if is_main_process() else nullcontext():
             if checkpoint is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.contrast import Uncontrasted
+from ldm.diffusion.mean_flow import Jump
 from ldm.diffusion.parameterizations import solve
 from ldm.diffusion.schedules import Schedule, at_least_float32, log_snr
 from ldm.diffusion.training_noise import Independent, White
@@ -117,15 +118,21 @@ class Diffusion:
         return solve(x_t, at_least_float32(output), alpha, sigma, p, q)
 
     def denoiser(self, network: Network, cond: Conditioning) -> Denoiser:
-        """Network and conditioning bound: (x_t, t) -> Prediction, t (B,) or one number for all rows."""
+        """Network and conditioning bound: (x_t, t) -> Prediction, t (B,) or one number for all rows.
+
+        A ``Jump`` for t also tells the network over which span of time to average.
+        """
 
         def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
             if isinstance(t, Tensor):
                 return self.predict(network, x_t, t, cond)
             schedule, x_t = self._schedule_for(x_t), at_least_float32(x_t)
-            at = _at_time(schedule, self.parameterization, t)  # type: ignore[arg-type]
+            at = _at_time(schedule, self.parameterization, float(t))  # type: ignore[arg-type]
             time = torch.full((x_t.shape[0],), at.network_time, dtype=torch.float32, device=x_t.device)
-            output = at_least_float32(network(_weighted(x_t, at.scale), time, cond))
+            told = cond
+            if isinstance(t, Jump):
+                told = replace(cond, span=torch.full_like(time, t - t.until))
+            output = at_least_float32(network(_weighted(x_t, at.scale), time, told))
             return Prediction(x0=_weighted(x_t, *at.x0, output), eps=_weighted(x_t, *at.eps, output))
 
         return denoise

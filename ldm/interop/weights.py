@@ -162,8 +162,19 @@ def to_ours(rules: Iterable[Rule], theirs: Mapping[str, Tensor], network: nn.Mod
 
 
 def to_theirs(rules: Iterable[Rule], network: nn.Module) -> dict[str, Tensor]:
-    """The network's state dict by their names and in their shapes: the reverse of ``to_ours``, bit for bit."""
+    """The network's state dict by their names and in their shapes: the reverse of ``to_ours``, bit for bit.
+
+    Raises:
+        ValueError: The network has tensors that theirs has no place for; up to five are named.
+    """
+    rules = list(rules)
     ours = network.state_dict()
+    placed = {rule.ours for rule in rules}
+    if left := [name for name in ours if name not in placed]:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        raise ValueError(
+            f"this format has no place for {', '.join(left[:5])}{more} of the network: format=safetensors keeps all"
+        )
     theirs = {}
     for rule in rules:
         x = ours[rule.ours]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import AttentionKernel, CrossAttention, SelfAttention
+from ldm.nn.late_inputs import LateInputs
 from ldm.nn.layers import Activation, FeedForward, RMSNorm, TimeEmbedding, add_gated, modulate
 from ldm.nn.positions import CentredSinCos, Positions
 
@@ -94,6 +95,9 @@ class DiT(nn.Module):
             learn the variance, on weights of one that did. False gives (B, out_channels, H, W).
         frequency_shift: Of the time's sinusoids. The published network has 0; diffusers' class has 1.
         norm3_eps: Of the layer norm before the feed-forward. The published network has 1e-6; diffusers' class, 1e-5.
+        guidance: None for a network that is not told of guidance; else the scale it is told where the conditioning
+            names none.
+        average: Tell it ``Conditioning.span``: its answers may be averages of the velocity over a time.
         positions: How the network is told where patches stand; ``CentredSinCos`` when None.
         attention: The attention kernel; ``SDPA`` when None.
         activation: Of the feed-forward; ``GELU`` when None.
@@ -122,6 +126,8 @@ class DiT(nn.Module):
         drop_variance: bool = True,
         frequency_shift: float = 0.0,
         norm3_eps: float = 1e-6,
+        guidance: float | None = None,
+        average: bool = False,
         positions: Positions | None = None,
         attention: AttentionKernel | None = None,
         activation: Activation | None = None,
@@ -144,6 +150,7 @@ class DiT(nn.Module):
         self.time_embedding = TimeEmbedding(width, shift=frequency_shift)
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)
         self.pooled_embedding = nn.Linear(pooled_width, width) if pooled_width else None
+        self.late = LateInputs(width, guidance=guidance, average=average)
         self.context_norm = None if context_width is None else norm(context_width, rms=rms_norm, affine=True)
         self.context_in = nn.Linear(context_width, width) if in_context and context_width else None
         self.blocks = nn.ModuleList(
@@ -181,6 +188,7 @@ class DiT(nn.Module):
                 silent.append(f"blocks.{i}.cross_attention.out")
         for name in silent:
             nn.init.zeros_(self.get_submodule(name).get_parameter("weight"))
+        self.late.silence()
 
     def blocks_to_wrap(self) -> list[nn.Module]:
         """What is compiled, checkpointed and sharded one by one: see ``ldm/nn/blocks.py``."""
@@ -216,7 +224,7 @@ class DiT(nn.Module):
 
     def steering(self, t: Tensor, cond: Conditioning) -> Tensor:
         """What all blocks are steered by: (B, width)."""
-        c = self.time_embedding(t)
+        c = self.late(self.time_embedding(t), t, cond)
         if self.label_embedding is not None:
             if cond.labels is None:
                 raise ValueError(

@@ -19,6 +19,7 @@ from ldm.interfaces import Conditioning
 from ldm.nn.attention import SDPA, AttentionKernel, check_heads, qk_norms
 from ldm.nn.gelu import gelu_tanh
 from ldm.nn.joint import Stream, attend, attend_jointly, joint_mask
+from ldm.nn.late_inputs import LateInputs
 from ldm.nn.layers import TimeEmbedding, add_gated, modulate
 from ldm.nn.rope import image_positions, rotations
 
@@ -107,6 +108,7 @@ class Flux(nn.Module):
         rotary_widths: Channels of each head that turn with the three axes; their sum is the head's width.
         guidance: None for a network that is not told of guidance; else the scale it is told where the conditioning
             names none.
+        average: Tell it ``Conditioning.span``: its answers may be averages of the velocity over a time.
         context_mask: Attend to real tokens only. The published networks attend to the padding too.
         attention: The attention kernel; ``SDPA`` when None.
 
@@ -127,6 +129,7 @@ class Flux(nn.Module):
         pooled_width: int,
         rotary_widths: Sequence[int],
         guidance: float | None = None,
+        average: bool = False,
         context_mask: bool = True,
         attention: AttentionKernel | None = None,
     ) -> None:
@@ -145,6 +148,8 @@ class Flux(nn.Module):
         self.patch_in = nn.Linear(in_channels * patch_size**2, width)
         self.time_embedding = TimeEmbedding(width)
         self.guidance_embedding = None if guidance is None else TimeEmbedding(width)
+        # Guidance has its place above, where published files have it.
+        self.late = LateInputs(width, guidance=None, average=average)
         self.pooled_embedding = nn.Sequential(
             nn.Linear(pooled_width, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -169,6 +174,7 @@ class Flux(nn.Module):
                 nn.init.zeros_(module.bias)
                 if name.endswith("modulation") or name in ("modulation_out", "patch_out"):
                     nn.init.zeros_(module.weight)
+        self.late.silence()
 
     def blocks_to_wrap(self) -> list[nn.Module]:
         """The blocks, for checkpointing, compilation and sharding one by one."""
@@ -198,7 +204,7 @@ class Flux(nn.Module):
 
     def condition(self, t: Tensor, cond: Conditioning) -> Tensor:
         """What steers all blocks: time, guidance and pooled caption, (B, width)."""
-        c = self.time_embedding(t) + self.pooled_embedding(cond.pooled)
+        c = self.late(self.time_embedding(t), t, cond) + self.pooled_embedding(cond.pooled)
         if self.guidance_embedding is None or self.guidance is None:
             return c
         guidance = torch.full_like(t, self.guidance) if cond.guidance is None else cond.guidance

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import SDPA, AttentionKernel, SelfAttention, check_heads, qk_norms
 from ldm.nn.joint import Heads, Stream, attend, attend_jointly, joint_mask
+from ldm.nn.late_inputs import LateInputs
 from ldm.nn.layers import TimeEmbedding, add_gated, modulate
 from ldm.nn.positions import sincos_grid
 
@@ -114,6 +115,9 @@ class MMDiT(nn.Module):
         qk_norm: RMS-normalise queries and keys, as Stable Diffusion 3.5 does.
         dual_attention: Numbers of the blocks with a second attention among the picture's tokens, counted from 0.
         context_mask: Attend to real tokens only. The published networks attend to the padding too.
+        guidance: None for a network that is not told of guidance; else the scale it is told where the conditioning
+            names none.
+        average: Tell it ``Conditioning.span``: its answers may be averages of the velocity over a time.
         attention: The attention kernel; ``SDPA`` when None.
 
     Raises:
@@ -137,6 +141,8 @@ class MMDiT(nn.Module):
         qk_norm: bool = False,
         dual_attention: Sequence[int] = (),
         context_mask: bool = True,
+        guidance: float | None = None,
+        average: bool = False,
         attention: AttentionKernel | None = None,
     ) -> None:
         super().__init__()
@@ -151,6 +157,7 @@ class MMDiT(nn.Module):
         self.pooled_embedding = nn.Sequential(
             nn.Linear(pooled_width, width), nn.SiLU(), nn.Linear(width, width)
         )
+        self.late = LateInputs(width, guidance=guidance, average=average)
         self.text_in = nn.Linear(context_width, width)
         self.blocks = nn.ModuleList(
             MMDiTBlock(
@@ -179,6 +186,7 @@ class MMDiT(nn.Module):
                 nn.init.zeros_(module.bias)
                 if name.endswith("modulation") or name in ("modulation_out", "patch_out"):
                     nn.init.zeros_(module.weight)
+        self.late.silence()
 
     def blocks_to_wrap(self) -> list[nn.Module]:
         """The blocks, for checkpointing, compilation and sharding one by one."""
@@ -192,7 +200,8 @@ class MMDiT(nn.Module):
         h, w = height // p, width // p
         x = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))  # (B, N, width)
         x = x + self.crop_positions(h, w).to(x.dtype)
-        c = F.silu(self.time_embedding(t) + self.pooled_embedding(cond.pooled))  # (B, width)
+        told = self.late(self.time_embedding(t), t, cond)
+        c = F.silu(told + self.pooled_embedding(cond.pooled))  # (B, width)
         text = self.text_in(cond.tokens)  # (B, L, width)
         mask = joint_mask(cond.mask, h * w) if self.context_mask else None  # (B, L + N)
         for block in self.blocks:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import AttentionKernel, CrossAttention, SelfAttention
+from ldm.nn.late_inputs import LateInputs
 from ldm.nn.layers import Activation, FeedForward, TimeEmbedding, add_gated, modulate, sinusoidal
 from ldm.nn.positions import Positions, SinCos
 
@@ -91,6 +92,9 @@ class PixArt(nn.Module):
         out_channels: Of the last layer; None for C. The published networks have 2C, the variance after the mean.
         drop_variance: Leave out what the last layer says beyond the first C channels: for a training that does not
             learn the variance. False gives (B, out_channels, H, W).
+        guidance: None for a network that is not told of guidance; else the scale it is told where the conditioning
+            names none.
+        average: Tell it ``Conditioning.span``: its answers may be averages of the velocity over a time.
         positions: How the network is told where patches stand; ``SinCos`` of 16 patches a side when None.
         attention: The attention kernel; ``SDPA`` when None.
         activation: Of the feed-forward; ``GELU`` when None.
@@ -112,6 +116,8 @@ class PixArt(nn.Module):
         micro_conditioning: bool = False,
         out_channels: int | None = None,
         drop_variance: bool = True,
+        guidance: float | None = None,
+        average: bool = False,
         positions: Positions | None = None,
         attention: AttentionKernel | None = None,
         activation: Activation | None = None,
@@ -129,6 +135,7 @@ class PixArt(nn.Module):
         self.patch_in = nn.Linear(in_channels * patch_size**2, width)
         self.time_embedding = TimeEmbedding(width)
         self.size_embedding = SizeEmbedding(width) if micro_conditioning else None
+        self.late = LateInputs(width, guidance=guidance, average=average)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.context_in = nn.Sequential(
             nn.Linear(context_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
@@ -157,6 +164,7 @@ class PixArt(nn.Module):
         silent = ["patch_out", *(f"blocks.{i}.cross_attention.out" for i in range(len(self.blocks)))]
         for name in silent:
             nn.init.zeros_(self.get_submodule(name).get_parameter("weight"))
+        self.late.silence()
 
     def blocks_to_wrap(self) -> list[nn.Module]:
         """What is compiled, checkpointed and sharded one by one: see ``ldm/nn/blocks.py``."""
@@ -187,7 +195,7 @@ class PixArt(nn.Module):
 
     def steering(self, t: Tensor, cond: Conditioning) -> Tensor:
         """What all blocks are steered by: (B, width)."""
-        time = self.time_embedding(t)
+        time = self.late(self.time_embedding(t), t, cond)
         if self.size_embedding is None:
             return time
         if cond.sizes is None:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ldm.interfaces import Conditioning
 from ldm.nn.attention import AttentionKernel, CrossAttention, SelfAttention
+from ldm.nn.late_inputs import LateInputs
 from ldm.nn.layers import TimeEmbedding, sinusoidal
 
 NUM_SIZES = 6  # original height and width, crop top and left, target height and width
@@ -189,6 +190,9 @@ class UNet(nn.Module):
         num_groups: Groups of every group norm; divides all channels.
         conv_projections: Whether published files hold the projections around transformers as 1x1 convolutions
             (Stable Diffusion 1.x) or as linear layers (later ones). Here it is the same layer either way.
+        guidance: None for a network that is not told of guidance; else the scale it is told where the conditioning
+            names none.
+        average: Tell it ``Conditioning.span``: its answers may be averages of the velocity over a time.
         attention: The attention kernel; ``SDPA`` when None.
 
     Raises:
@@ -212,6 +216,8 @@ class UNet(nn.Module):
         num_classes: int = 0,
         num_groups: int = 32,
         conv_projections: bool = False,
+        guidance: float | None = None,
+        average: bool = False,
         attention: AttentionKernel | None = None,
     ) -> None:
         super().__init__()
@@ -238,6 +244,8 @@ class UNet(nn.Module):
             "num_classes": num_classes,
             "num_groups": num_groups,
             "conv_projections": conv_projections,
+            "guidance": guidance,
+            "average": average,
         }
         self.context_mask = context_mask
         self.pooled_width, self.size_features, self.num_classes = pooled_width, size_features, num_classes
@@ -245,6 +253,7 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(embedding_width, num_features=channels[0])
         told = pooled_width + NUM_SIZES * size_features
         self.added_embedding = mlp(told, embedding_width) if told else None
+        self.late = LateInputs(embedding_width, guidance=guidance, average=average)
         # One row more than classes: the last stands for no class.
         self.label_embedding = nn.Embedding(num_classes + 1, embedding_width) if num_classes else None
 
@@ -296,7 +305,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: ``cond`` lacks labels or sizes that this network is told.
         """
-        embedding = self.time_embedding(t)  # (B, E)
+        embedding = self.late(self.time_embedding(t), t, cond)  # (B, E)
         if self.label_embedding is not None:
             if cond.labels is None:
                 raise ValueError(

@@ -1,12 +1,11 @@
 """The training step of a latent denoiser: joins codec, text encoder, network and diffusion for Lightning.
 
-Read next: ``ldm/diffusion/diffusion.py``, where the loss is.
+Read next: ``ldm/diffusion/diffusion.py``, where the loss is, unless the objective is another (``objectives.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor, nn
 
 from ldm import randomness
 from ldm.diffusion.diffusion import Diffusion
-from ldm.diffusion.schedules import log_snr
 from ldm.interfaces import (
     Batch,
-    Conditioning,
     CountsCutCaptions,
     Guidance,
     LatentCodec,
@@ -32,7 +29,9 @@ from ldm.text.contract import refuse_other
 from ldm.training.callbacks import is_logged
 from ldm.training.module import TrainingModule
 from ldm.training.noise_levels import BY_LOG_SNR, LossByNoise
+from ldm.training.objectives import Denoising, Losses, Objective, Samples
 from ldm.training.optim import LearningRateSchedule, OptimizerRecipe
+from ldm.training.teacher import Teacher, read_teacher
 from ldm.transfer import sent
 
 
@@ -55,6 +54,9 @@ class DiffusionModule(TrainingModule):
         sample_posterior: Draw latents from the autoencoder's posterior instead of taking its mean.
         execution: How the trained parts' blocks are run: compiled, checkpointed; plainly when None.
         seed: Of noise, times and caption dropout.
+        objective: What is minimised; ``Denoising``, the diffusion's own loss, when None.
+        teacher: An earlier run of the same network, to begin with and to learn from, for objectives that do.
+        runs: The folder that holds the runs.
 
     Raises:
         ValueError: A share outside [0, 1], an ``image_size`` that the codec's stride does not divide, or a network
@@ -80,6 +82,9 @@ class DiffusionModule(TrainingModule):
         sample_posterior: bool = True,
         execution: Execution | None = None,
         seed: int = 0,
+        objective: Objective | None = None,
+        teacher: str | None = None,
+        runs: str = "runs",
     ) -> None:
         super().__init__(
             optimizer=optimizer,
@@ -111,20 +116,45 @@ class DiffusionModule(TrainingModule):
         self.latent_size = (image_size // codec.downsample,) * 2  # (H, W)
         self.caption_dropout = caption_dropout
         self.sample_posterior = sample_posterior
+        self.objective = objective or Denoising()
+        self.teacher_run, self.runs = teacher, runs
+        self.teacher: Teacher | None = None
+        self._begins_step = True  # False between the pieces of one
+
+    def prepare(self, *, anew: bool) -> str:
+        """Read the teacher, and begin with its weights where training begins ``anew``; says so in words.
+
+        A training calls it once; who only samples needs no teacher.
+
+        Raises:
+            FileNotFoundError: There is no such run.
+            ValueError: Teacher, network and objective do not fit.
+        """
+        if self.teacher_run is not None:
+            self.teacher = read_teacher(self.teacher_run, self, runs=self.runs)
+            for name, part in self.parts().items() if anew else ():
+                part.load_state_dict(getattr(self.teacher, name).state_dict())
+        self.objective.prepare(
+            parts=self.parts(), diffusion=self.diffusion, teacher=self.teacher, execution=self.execution
+        )
+        begun = " and begins with its weights" if anew else ""
+        return "" if self.teacher is None else f"learns from {self.teacher_run}{begun}"
 
     # --- the step -----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        if self._begins_step:
+            self.objective.before_step(self.parts())
+        self._begins_step = batch.completes_step
         kept = (
             randomness.uniform(self.seed, "caption dropout", batch.keys, batch.visits) >= self.caption_dropout
         )
         u = randomness.uniform(self.seed, "time", batch.keys, batch.visits)
-        losses, _ = self.losses(batch, kept, u, purpose="noise")
-        loss = losses.mean()
-        self.log_step({"train/loss": loss}, batch)
+        losses = self.losses(batch, kept, u, purpose="noise")
+        self.log_step({"train/loss": losses.shown.mean()}, batch)
         self.log_cut_captions(len(batch))
         self.count(batch)
-        return loss
+        return losses.loss.mean()
 
     def log_cut_captions(self, batch_size: int) -> None:
         """Which share of the captions so far had more words than the text encoder takes; where it is written down."""
@@ -133,8 +163,8 @@ class DiffusionModule(TrainingModule):
                 name = f"train/captions_cut/{encoder}".rstrip("/")
                 self.log(name, share, batch_size=batch_size, sync_dist=True)
 
-    def losses(self, batch: Batch, kept: Tensor, u: Tensor, *, purpose: str) -> tuple[Tensor, Tensor]:
-        """Loss and log-SNR of each sample, (B,) each: captions where ``kept`` (B,), times by the quantiles u (B,)."""
+    def losses(self, batch: Batch, kept: Tensor, u: Tensor, *, purpose: str) -> Losses:
+        """Of each sample: captions where ``kept`` (B,), times by the quantiles u (B,)."""
         x0 = self.clean_latents(batch, purpose=f"{purpose} of the posterior")  # (B, C, H, W)
         channels, height, width = x0.shape[1:]
         diffusion = self.diffusion.for_latents((channels, height, width))
@@ -147,21 +177,21 @@ class DiffusionModule(TrainingModule):
         eps = randomness.normal(x0.shape[1:], self.seed, purpose, batch.keys, batch.visits)
         eps = sent(eps, x0.device).to(x0.dtype)
         eps = diffusion.training_noise(x0, eps, more_noise)
-        # On the CPU, where the draws are: the same times for every device, and laws by bisection need not wait for one.
-        t = sent(diffusion.times(u, slots=batch.slots, num_slots=batch.num_slots), x0.device)  # (B,)
-        cond = self.conditioning(batch, kept)
-        loss = diffusion.loss(self.network, x0, cond, eps=eps, t=t)
-        return loss, log_snr(diffusion.schedule, t)
-
-    def conditioning(self, batch: Batch, kept: Tensor) -> Conditioning:
-        """What the network is told: the captions, or none where ``kept`` (B,) is False, and how pictures were cut."""
-        if batch.text is not None:
-            cond = batch.text.conditioning(kept)
-        else:
-            cond = self.text_encoder(
-                [caption if keep else "" for caption, keep in zip(batch.captions, kept.tolist(), strict=True)]
+        return self.objective.losses(
+            Samples(
+                batch=batch,
+                diffusion=diffusion,
+                network=self.network,
+                text_encoder=self.text_encoder,
+                teacher=self.teacher,
+                x0=x0,
+                eps=eps,
+                kept=kept,
+                u=u,
+                seed=self.seed,
+                purpose=purpose,
             )
-        return replace(cond, sizes=batch.sizes)
+        )
 
     def clean_latents(self, batch: Batch, *, purpose: str) -> Tensor:
         """x0 (B, C, H, W), from cached moments where the batch carries them, else from its pictures."""
@@ -182,9 +212,9 @@ class DiffusionModule(TrainingModule):
         u = torch.full((len(batch),), 0.5)
         t_quantiles = (torch.tensor(batch.slots) + u) / batch.num_slots
         kept = torch.ones(len(batch), dtype=torch.bool)
-        losses, levels = self.losses(batch, kept, t_quantiles, purpose="validation noise")
-        self.log("val/loss", losses.mean(), batch_size=len(batch), on_epoch=True, sync_dist=True)
-        self.noise_levels.add(losses, levels)
+        _, shown, levels = self.losses(batch, kept, t_quantiles, purpose="validation noise")
+        self.log("val/loss", shown.mean(), batch_size=len(batch), on_epoch=True, sync_dist=True)
+        self.noise_levels.add(shown, levels)
         return None
 
     def on_validation_epoch_start(self) -> None:
@@ -202,7 +232,9 @@ class DiffusionModule(TrainingModule):
         return {
             name: part
             for name, part in parts.items()
-            if isinstance(part, nn.Module) and any(p.requires_grad for p in part.parameters())
+            if name in self.objective.trains
+            and isinstance(part, nn.Module)
+            and any(p.requires_grad for p in part.parameters())
         }
 
     def generation(self, num_steps: int | None = None) -> Generation:
@@ -226,7 +258,7 @@ class DiffusionModule(TrainingModule):
 
     def frozen_parts(self) -> dict[str, nn.Module]:
         """What has weights of its own that no checkpoint needs: they come from where they came from."""
-        parts = {"codec": self.codec, "text_encoder": self.text_encoder}
+        parts = {"codec": self.codec, "text_encoder": self.text_encoder, "teacher": self.teacher}
         trained = self.parts()
         return {
             name: part for name, part in parts.items() if isinstance(part, nn.Module) and name not in trained
@@ -236,6 +268,8 @@ class DiffusionModule(TrainingModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["codec_hash"] = self.codec.content_hash
         checkpoint["text_contract"] = self.text_contract
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.content_hash
         frozen = tuple(f"{name}." for name in self.frozen_parts())
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: x for name, x in weights.items() if not name.startswith(frozen)}
@@ -249,7 +283,19 @@ class DiffusionModule(TrainingModule):
             )
         if contract := checkpoint.get("text_contract"):
             refuse_other(contract, self.text_contract, what="this denoiser")
+        taught_by = checkpoint.get("teacher")
+        if self.teacher is not None and taught_by not in (None, self.teacher.content_hash):
+            raise ValueError(
+                f"this run has learned from checkpoint {taught_by[:12]}, and task.teacher={self.teacher_run} is "
+                f"{self.teacher.content_hash[:12]} now: name that very checkpoint by task.teacher=<its folder>"
+            )
         super().on_load_checkpoint(checkpoint)
-        for part, module in self.frozen_parts().items():
-            frozen = {f"{part}.{name}": x for name, x in module.state_dict().items()}
-            checkpoint["state_dict"] = {**checkpoint["state_dict"], **frozen}
+        # Who only samples has prepared no training, and no place for what an objective remembers.
+        own, weights = self.state_dict(), checkpoint["state_dict"]
+        known = {name: x for name, x in weights.items() if name in own or not name.startswith("objective.")}
+        frozen = {
+            f"{part}.{name}": x
+            for part, module in self.frozen_parts().items()
+            for name, x in module.state_dict().items()
+        }
+        checkpoint["state_dict"] = {**known, **frozen}

@@ -66,7 +66,7 @@ def read_weights(where: str | Path, *, runs: str | Path) -> Weights:
     if not path.exists() and path.suffix == ".ckpt":
         raise FileNotFoundError(f"init_from: there is no {path}")
     checkpoint = read_run(where, runs=runs).checkpoint
-    parts: dict[str, dict[str, Tensor]] = checkpoint.get("ema") or _parts_of(checkpoint["state_dict"])
+    parts: dict[str, dict[str, Tensor]] = checkpoint.get("ema") or parts_of(checkpoint["state_dict"])
     return Weights(
         parts=parts,
         codec_hash=checkpoint.get("codec_hash", ""),
@@ -74,7 +74,7 @@ def read_weights(where: str | Path, *, runs: str | Path) -> Weights:
     )
 
 
-def _parts_of(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+def parts_of(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")

@@ -55,7 +55,7 @@ def gradients(module):
         slots=range(3),
         num_slots=3,
     )
-    losses, _ = module.losses(
+    losses, *_ = module.losses(
         batch, torch.ones(3, dtype=torch.bool), torch.tensor([0.2, 0.5, 0.8]), purpose="noise"
     )
     losses.sum().backward()
