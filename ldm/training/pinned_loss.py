@@ -20,6 +20,7 @@ from ldm.diffusion.diffusion import Diffusion
 from ldm.diffusion.schedules import log_snr, t_at_log_snr
 from ldm.evaluation.scores import PerSample
 from ldm.interfaces import Batch, Prediction
+from ldm.training.objectives import conditioning
 
 LEVELS = (-9, -7, -5, -3, -1, 1, 3, 5, 7, 9)  # middles of bins of log-SNR, two wide
 METRIC = "pinned_loss"
@@ -121,7 +122,7 @@ def _losses(module: Any, batch: Batch, levels: Sequence[int], seed: int) -> Tens
     x0 = module.codec.latents(module.codec.moments(batch.images), noise=None).float()  # (B, C, H, W)
     channels, height, width = x0.shape[1:]
     diffusion: Diffusion = module.diffusion.for_latents((channels, height, width))
-    cond = module.conditioning(batch, torch.ones(len(batch), dtype=torch.bool))
+    cond = conditioning(module.text_encoder, batch, torch.ones(len(batch), dtype=torch.bool))
     columns = []
     for level in levels:
         if not _reaches(diffusion, level):
