@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -74,7 +75,7 @@ def find_teacher(where: str, *, runs: str) -> Path:
 
 def _with_own_values(theirs: DictConfig, group: str, composed: Composed) -> DictConfig:
     """The teacher's part, with the values that files of the whole config and the command line give for it."""
-    part = OmegaConf.create({group: theirs[group]})
+    part: Any = OmegaConf.create({group: theirs[group]})
     for source in composed.sources():
         if _speaks_of_all(source):
             values = OmegaConf.load(source.path)

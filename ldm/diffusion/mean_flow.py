@@ -57,7 +57,10 @@ class AdaptiveWeight:
 class Derivative(Protocol):
     """How du/dt along the path is found, r held: tangent grad_x u + dt u, without a gradient."""
 
-    needs_forward_mode: bool  # every operator of the network must have a forward-mode derivative
+    @property
+    def needs_forward_mode(self) -> bool:
+        """Whether every operator of the network must have a forward-mode derivative."""
+        ...
 
     def __call__(
         self, network: Network, u: Tensor, x_t: Tensor, t: Tensor, cond: Conditioning, tangent: Tensor

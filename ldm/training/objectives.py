@@ -82,7 +82,11 @@ class Samples:
 class Objective(nn.Module, ABC):
     """Base of the objectives. What it remembers between steps is a buffer or a module of it, and is saved."""
 
-    trains = ("network", "text_encoder", "uncertainty")  # which parts, where they have anything to train
+    trains: tuple[str, ...] = (
+        "network",
+        "text_encoder",
+        "uncertainty",
+    )  # which parts, where they have anything to train
     needs_teacher = False
     may_be_sharded = True  # whether its networks may lie spread over devices (FSDP)
 
