@@ -84,7 +84,7 @@ class ConsistencyDistillation(Objective):
     def before_step(self, parts: Mapping[str, nn.Module]) -> None:
         for name, part in parts.items():
             copy = self.target[name]
-            old: list[Tensor] = [*copy.parameters()]
+            old: list[torch.Tensor] = [*copy.parameters()]
             torch._foreach_lerp_(old, [x.detach() for x in part.parameters()], 1 - self.target_decay)
             for mine, theirs in zip(copy.buffers(), part.buffers(), strict=True):
                 mine.copy_(theirs)

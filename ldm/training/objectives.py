@@ -86,7 +86,7 @@ class Objective(nn.Module, ABC):
         "network",
         "text_encoder",
         "uncertainty",
-    )  # which parts, where they have anything to train
+    )  # which parts, where they have any weights
     needs_teacher = False
     may_be_sharded = True  # whether its networks may lie spread over devices (FSDP)
 
