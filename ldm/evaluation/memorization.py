@@ -23,6 +23,7 @@ from ldm.needs import Need
 SIDE = 32  # of pictures that are compared
 KEPT = 2 * SIDE  # of those that are kept: a cut of one still has SIDE pixels
 STEPS = (0.06, 0.03, 0.015)  # of the search for the cut, as shares of the side
+REFINED = 2  # candidates of each picture for which it is made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +197,21 @@ def lay_over(pictures: Tensor, others: Tensor, cuts: Cuts) -> Fit:
         others: (P, 3, S', S') uint8, better larger than that.
         cuts: Where the search begins; it ends between them.
     """
-    small = F.interpolate(pictures.float(), (SIDE, SIDE), mode="area")
-    target = _standard(torch.stack([small, small.flip(-1)], dim=1))  # (P, 2, 3, SIDE, SIDE)
-    source, num = others.float(), len(pictures)
+    return refined(pictures, others, best_cut(pictures, others, cuts), cuts)
+
+
+def best_cut(pictures: Tensor, others: Tensor, cuts: Cuts) -> Fit:
+    """The best of the cuts as they are; see ``lay_over``."""
+    target, num = _both_ways(pictures), len(pictures)
     best = Fit(torch.full((num,), -2.0), torch.zeros(num, 3), torch.zeros(num, dtype=torch.bool))
     for box in cuts.boxes():
-        best = _better(best, target, source, box.expand(num, 3))
+        best = _better(best, target, others.float(), box.expand(num, 3))
+    return best
+
+
+def refined(pictures: Tensor, others: Tensor, best: Fit, cuts: Cuts) -> Fit:
+    """A better cut near the best so far; see ``lay_over``."""
+    target, source = _both_ways(pictures), others.float()
     smallest = min(cuts.scales) - 0.1
     for step in STEPS:
         moves = torch.cartesian_prod(*[torch.tensor([-step, 0.0, step])] * 3)  # (27, 3)
@@ -213,6 +223,12 @@ def lay_over(pictures: Tensor, others: Tensor, cuts: Cuts) -> Fit:
             box = torch.cat([scale[:, None], box[:, 1:].clamp(-room, room)], dim=1)
             best = _better(best, target, source, box)
     return best
+
+
+def _both_ways(pictures: Tensor) -> Tensor:
+    """(P, 3, S, S) -> (P, 2, 3, SIDE, SIDE): each and its mirror image, ready to be correlated."""
+    small = F.interpolate(pictures.float(), (SIDE, SIDE), mode="area")
+    return _standard(torch.stack([small, small.flip(-1)], dim=1))
 
 
 def _better(best: Fit, target: Tensor, source: Tensor, box: Tensor) -> Fit:
@@ -279,17 +295,32 @@ def find_copies(
         contrast: What is left unlike (one less the correlation) is at most this share of what the other candidates
             leave, in the median.
     """
-    num, k = candidates.shape
-    fits = [
-        lay_over(pictures[rows].repeat_interleave(k, dim=0), training[candidates[rows].flatten()], cuts)
-        for rows in blocks(num, 128)
+    found = [
+        _best_pairs(pictures[rows], training, candidates[rows], cuts) for rows in blocks(len(pictures), 128)
     ]
-    whole = Fit(*(torch.cat(parts) for parts in zip(*fits, strict=True)))
-    alike = whole.likeness.view(num, k)
-    best, place = alike.max(dim=1)
-    ordered = alike.sort(dim=1, descending=True).values
-    others = ordered[:, 1:].median(dim=1).values if k > 1 else torch.zeros(num)
-    pick = torch.arange(num) * k + place
+    row, best, others, box, mirrored = (torch.cat(parts) for parts in zip(*found, strict=True))
     is_copy = (best >= likeness) & (1 - best <= contrast * (1 - others))
+    return Copies(row, best, others, box, mirrored, is_copy)
+
+
+def _best_pairs(
+    pictures: Tensor, training: Tensor, candidates: Tensor, cuts: Cuts
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Row, likeness, median likeness of the others, box and mirroring of each picture's best pair: N of each."""
+    num, k = candidates.shape
+    every = training[candidates.flatten()]  # (N k, 3, S, S)
+    fits = best_cut(pictures.repeat_interleave(k, dim=0), every, cuts)
+    alike = fits.likeness.view(num, k).clone()
+    # Most of the work is between the cuts: only there where it can matter.
+    for place in alike.topk(min(REFINED, k), dim=1).indices.T:  # (N,)
+        pick = torch.arange(num) * k + place
+        better = refined(pictures, every[pick], Fit(*(x[pick] for x in fits)), cuts)
+        alike[torch.arange(num), place] = better.likeness
+        for whole, part in zip(fits, better, strict=True):
+            whole[pick] = part
+    best, place = alike.max(dim=1)
+    rest = alike.sort(dim=1, descending=True).values[:, 1:]
+    others = rest.median(dim=1).values if k > 1 else torch.zeros(num)
+    pick = torch.arange(num) * k + place
     row = candidates.gather(1, place[:, None])[:, 0]
-    return Copies(row, best, others, whole.box[pick], whole.mirrored[pick], is_copy)
+    return row, best, others, fits.box[pick], fits.mirrored[pick]
