@@ -157,15 +157,17 @@ def refuse_another_recipe(training: Training) -> None:
         ConfigError: The config does not hold.
         ValueError: The run that is there has another recipe.
     """
-    wanted = flat(OmegaConf.to_container(launch.checked(training.overrides), resolve=False))
+    config = launch.checked(training.overrides)
     if not training.folder.config.is_file():
         return
+    wanted, resolved = (flat(OmegaConf.to_container(config, resolve=x)) for x in (False, True))
     there = flat(OmegaConf.to_container(training.folder.read_config(), resolve=False))
     wrong = [
         f"{key} {there.get(key, 'nothing')} / {wanted.get(key, 'nothing')}"
         for key in dict.fromkeys([*there, *wanted])
-        if there.get(key) != wanted.get(key)
-        and not is_identity(key)
+        if not is_identity(key)
+        # Building the parts of a run replaces some references in its config by what they refer to.
+        and there.get(key) not in (wanted.get(key), resolved.get(key))
         and not (key in SETTLED and wanted.get(key) is None)
     ]
     if wrong:
