@@ -13,7 +13,8 @@ _ENTRY = re.compile(
     r"""(?im)(["']?\b(?:\w*_)?(?:api_?key|access_?key|auth_?token|access_?token|secret(?:_key)?|password)["']?\s*[:=]\s*)"""
     r"""(?!\s*(?:null|None|\$\{|['"]{2}|$))(["']?)[^\s"',\]}]+\2"""
 )
-_LOGIN = re.compile(r"(\w+://)[^\s/@:]+:[^\s/@]+@")
+# From a word's beginning only: a line of 100,000 letters, as a picture in a notebook is, would take minutes otherwise.
+_LOGIN = re.compile(r"(\b\w+://)[^\s/@:]+:[^\s/@]+@")
 _LONG_ENOUGH = 8  # characters: shorter values stand by chance in any text
 
 

@@ -144,7 +144,11 @@ def test_a_helper_process_that_is_gone_is_started_again(
         time.sleep(0.1)
     logger.finalize("success")
     assert "started again" in caplog.text and not logger._gave_up
-    assert len(offline_parts(run / "wandb")) == 2
+    parts = offline_parts(run / "wandb")
+    assert len(parts) == 2
+    until = time.monotonic() + 20  # the new helper writes its last rows when it is told to end
+    while "exit" not in kinds(read_records(parts[-1])) and time.monotonic() < until:
+        time.sleep(0.1)
     (file,) = join(run / "wandb", "abc").folder.glob("*.wandb")
     records = list(read_records(file))
     rows = [row_of(record) for record in records if record.WhichOneof("record_type") == "history"]
