@@ -101,13 +101,11 @@ class _FromShards(L.LightningDataModule):
         Raises:
             ValueError: There is no such set.
         """
-        if split not in ("train", "val"):
-            raise ValueError(f"there is no set {split!r}: say train or val")
         if split == "train":
             return self.pictures(shards=self.train_shards, sources=self.sources, seed=MEASURED_SEED)
-        if self.val_shards is None:
+        if split != "val" or self.val_shards is None:
             raise ValueError(
-                "the run has no validation set (data.val_shards=null): give the training set, or set it"
+                f"the run has no set {split!r}: say train, or val where data.val_shards is given"
             )
         return self._validation(seed=MEASURED_SEED)
 
