@@ -95,8 +95,7 @@ class _FromShards(L.LightningDataModule):
     def measured(self, split: str) -> ShardDataset:
         """The pictures of "train" or "val" as they are measured: center crop, not mirrored.
 
-        Which of several captions a picture has does not depend on the run's seed: runs that differ by it are measured
-        alike, or none could be compared.
+        Captions are drawn by a seed of their own: runs that differ by theirs are measured alike.
 
         Raises:
             ValueError: There is no such set.
