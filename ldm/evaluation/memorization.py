@@ -22,7 +22,7 @@ from ldm.needs import Need
 
 SIDE = 32  # of pictures that are compared
 KEPT = 2 * SIDE  # of those that are kept: a cut of one still has SIDE pixels
-STEPS = (0.06, 0.03, 0.015)  # of the search for the cut, as shares of the side
+STEPS = (0.06, 0.04, 0.02, 0.02, 0.01, 0.005)  # of the search for the cut, as shares of the side
 REFINED = 2  # candidates of each picture for which it is made
 
 
