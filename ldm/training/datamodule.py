@@ -93,10 +93,7 @@ class _FromShards(L.LightningDataModule):
         return self.pictures(shards=self.val_shards, buckets=of_training, **others)
 
     def measured(self, split: str) -> ShardDataset:
-        """The pictures of "train" or "val" as they are measured: center crop, not mirrored.
-
-        Which of several captions a picture has does not depend on the run's seed: runs that differ by it are measured
-        alike, or none could be compared.
+        """The pictures of "train" or "val" as they are measured: center crop, not mirrored, captions alike for all seeds.
 
         Raises:
             ValueError: There is no such set.
@@ -107,7 +104,7 @@ class _FromShards(L.LightningDataModule):
             return self.pictures(shards=self.train_shards, sources=self.sources, seed=MEASURED_SEED)
         if self.val_shards is None:
             raise ValueError(
-                "the run has no validation set (data.val_shards=null): give the training set, or set it"
+                "the run has no validation set (data.val_shards=null): give one, or measure train"
             )
         return self._validation(seed=MEASURED_SEED)
 
