@@ -20,8 +20,10 @@ from ldm.evaluation.features import Codecs, FeatureNetwork, Features
 from ldm.evaluation.kernel import blocks
 from ldm.needs import Need
 
-SIDE = 32  # of pictures that are laid over another
-STEPS = (0.06, 0.03, 0.015)  # of the search for the cut, as shares of the side
+SIDE = 32  # of pictures that are compared
+KEPT = 2 * SIDE  # of those that are kept: a cut of one still has SIDE pixels
+STEPS = (0.06, 0.04, 0.02, 0.02, 0.01, 0.005)  # of the search for the cut, as shares of the side
+REFINED = 2  # candidates of each picture for which it is made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,18 +136,18 @@ class SeenMirrored:
 
 @dataclass(frozen=True, kw_only=True)
 class Small:
-    """The pictures at the size at which they are laid over another: (B, 3, SIDE, SIDE) uint8."""
+    """The pictures at the size at which they are laid over another: (B, 3, KEPT, KEPT) uint8."""
 
     label: str = "small"
     title: str = "small pictures"
-    resizing: str = f"area {SIDE}"
+    resizing: str = f"area {KEPT}"
 
     def needs(self) -> list[Need]:
         return []
 
     def open(self, *, device: torch.device, codecs: Codecs) -> Features:
         def run(images: Tensor) -> Tensor:
-            return F.interpolate(images.float(), (SIDE, SIDE), mode="area").round().to(torch.uint8)
+            return F.interpolate(images.float(), (KEPT, KEPT), mode="area").round().to(torch.uint8)
 
         return Features("small", self.resizing, run)
 
@@ -191,17 +193,25 @@ def lay_over(pictures: Tensor, others: Tensor, cuts: Cuts) -> Fit:
     """Find mirror image and cut of each other picture that its partner looks most like.
 
     Args:
-        pictures: (P, 3, S, S) uint8 of any one size.
-        others: (P, 3, S', S') uint8.
+        pictures: (P, 3, S, S) uint8; compared at SIDE pixels.
+        others: (P, 3, S', S') uint8, better larger than that.
         cuts: Where the search begins; it ends between them.
     """
-    side = pictures.shape[-1]
-    target = torch.stack([pictures, pictures.flip(-1)], dim=1).float()  # (P, 2, 3, S, S)
-    target = _standard(target)
-    source, num = others.float(), len(pictures)
+    return refined(pictures, others, best_cut(pictures, others, cuts), cuts)
+
+
+def best_cut(pictures: Tensor, others: Tensor, cuts: Cuts) -> Fit:
+    """The best of the cuts as they are; see ``lay_over``."""
+    target, num = _both_ways(pictures), len(pictures)
     best = Fit(torch.full((num,), -2.0), torch.zeros(num, 3), torch.zeros(num, dtype=torch.bool))
     for box in cuts.boxes():
-        best = _better(best, target, source, box.expand(num, 3), side)
+        best = _better(best, target, others.float(), box.expand(num, 3))
+    return best
+
+
+def refined(pictures: Tensor, others: Tensor, best: Fit, cuts: Cuts) -> Fit:
+    """A better cut near the best so far; see ``lay_over``."""
+    target, source = _both_ways(pictures), others.float()
     smallest = min(cuts.scales) - 0.1
     for step in STEPS:
         moves = torch.cartesian_prod(*[torch.tensor([-step, 0.0, step])] * 3)  # (27, 3)
@@ -211,13 +221,19 @@ def lay_over(pictures: Tensor, others: Tensor, cuts: Cuts) -> Fit:
             scale = box[:, 0].clamp(smallest, 1.0)
             room = (1 - scale)[:, None]
             box = torch.cat([scale[:, None], box[:, 1:].clamp(-room, room)], dim=1)
-            best = _better(best, target, source, box, side)
+            best = _better(best, target, source, box)
     return best
 
 
-def _better(best: Fit, target: Tensor, source: Tensor, box: Tensor, side: int) -> Fit:
+def _both_ways(pictures: Tensor) -> Tensor:
+    """(P, 3, S, S) -> (P, 2, 3, SIDE, SIDE): each and its mirror image, ready to be correlated."""
+    small = F.interpolate(pictures.float(), (SIDE, SIDE), mode="area")
+    return _standard(torch.stack([small, small.flip(-1)], dim=1))
+
+
+def _better(best: Fit, target: Tensor, source: Tensor, box: Tensor) -> Fit:
     """With this cut where it fits better than the best so far."""
-    view = _standard(cut(source, box, side))  # (P, 3, S, S)
+    view = _standard(cut(source, box, SIDE))  # (P, 3, SIDE, SIDE)
     likeness, which = (target * view[:, None]).flatten(2).sum(dim=2).max(dim=1)  # (P,)
     more = likeness > best.likeness
     return Fit(
@@ -279,17 +295,32 @@ def find_copies(
         contrast: What is left unlike (one less the correlation) is at most this share of what the other candidates
             leave, in the median.
     """
-    num, k = candidates.shape
-    fits = [
-        lay_over(pictures[rows].repeat_interleave(k, dim=0), training[candidates[rows].flatten()], cuts)
-        for rows in blocks(num, 128)
+    found = [
+        _best_pairs(pictures[rows], training, candidates[rows], cuts) for rows in blocks(len(pictures), 128)
     ]
-    whole = Fit(*(torch.cat(parts) for parts in zip(*fits, strict=True)))
-    alike = whole.likeness.view(num, k)
-    best, place = alike.max(dim=1)
-    ordered = alike.sort(dim=1, descending=True).values
-    others = ordered[:, 1:].median(dim=1).values if k > 1 else torch.zeros(num)
-    pick = torch.arange(num) * k + place
+    row, best, others, box, mirrored = (torch.cat(parts) for parts in zip(*found, strict=True))
     is_copy = (best >= likeness) & (1 - best <= contrast * (1 - others))
+    return Copies(row, best, others, box, mirrored, is_copy)
+
+
+def _best_pairs(
+    pictures: Tensor, training: Tensor, candidates: Tensor, cuts: Cuts
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Row, likeness, median likeness of the others, box and mirroring of each picture's best pair: N of each."""
+    num, k = candidates.shape
+    every = training[candidates.flatten()]  # (N k, 3, S, S)
+    fits = best_cut(pictures.repeat_interleave(k, dim=0), every, cuts)
+    alike = fits.likeness.view(num, k).clone()
+    # Most of the work is between the cuts: only there where it can matter.
+    for place in alike.topk(min(REFINED, k), dim=1).indices.T:  # (N,)
+        pick = torch.arange(num) * k + place
+        better = refined(pictures, every[pick], Fit(*(x[pick] for x in fits)), cuts)
+        alike[torch.arange(num), place] = better.likeness
+        for whole, part in zip(fits, better, strict=True):
+            whole[pick] = part
+    best, place = alike.max(dim=1)
+    rest = alike.sort(dim=1, descending=True).values[:, 1:]
+    others = rest.median(dim=1).values if k > 1 else torch.zeros(num)
+    pick = torch.arange(num) * k + place
     row = candidates.gather(1, place[:, None])[:, 0]
-    return Copies(row, best, others, whole.box[pick], whole.mirrored[pick], is_copy)
+    return row, best, others, fits.box[pick], fits.mirrored[pick]

@@ -93,18 +93,18 @@ class _FromShards(L.LightningDataModule):
         return self.pictures(shards=self.val_shards, buckets=of_training, **others)
 
     def measured(self, split: str) -> ShardDataset:
-        """The pictures of "train" or "val" as they are measured: center crop, not mirrored, captions alike for all seeds.
+        """The pictures of "train" or "val" as they are measured: center crop, not mirrored.
+
+        Captions are drawn by a seed of their own: runs that differ by theirs are measured alike.
 
         Raises:
             ValueError: There is no such set.
         """
-        if split not in ("train", "val"):
-            raise ValueError(f"there is no set {split!r}: say train or val")
         if split == "train":
             return self.pictures(shards=self.train_shards, sources=self.sources, seed=MEASURED_SEED)
-        if self.val_shards is None:
+        if split != "val" or self.val_shards is None:
             raise ValueError(
-                "the run has no validation set (data.val_shards=null): give one, or measure train"
+                f"the run has no set {split!r}: say train, or val where data.val_shards is given"
             )
         return self._validation(seed=MEASURED_SEED)
 

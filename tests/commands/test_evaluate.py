@@ -257,7 +257,10 @@ def test_reference_sets_are_looked_at_once_for_all_runs(
 ) -> None:
     run.draw = noise
     references = tmp_path / "references"
-    first = run.value(of_samples(), references=str(references))
+    alone = {"frechet": Frechet(features=SMALL, num_samples=20)}
+    first = run.value(alone, references=str(references))
+    assert [file.name for file in references.rglob("*.safetensors")] == ["moments.safetensors"]
+    first |= run.value(of_samples(), references=str(references))
     assert sorted(file.name for file in references.rglob("*.safetensors")) == [WHOLE, "moments.safetensors"]
 
     def read(*_: object) -> None:
@@ -265,6 +268,7 @@ def test_reference_sets_are_looked_at_once_for_all_runs(
 
     monkeypatch.setattr("ldm.data.pipeline.ShardDataset.read", read)
     assert run.value(of_samples(), references=str(references), again=True) == pytest.approx(first, rel=1e-9)
+    run.value(alone, references=str(references), again=True)
 
 
 def test_all_checkpoints_are_measured_oldest_first(run: Run) -> None:

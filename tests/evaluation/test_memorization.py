@@ -36,7 +36,10 @@ def no_codec(path: str | None) -> None:
 def pictures(num: int, seed: int, side: int = 64) -> Tensor:
     """With edges and shading at all scales, as photographs have: amplitudes fall like one over frequency."""
     draw = torch.Generator().manual_seed(seed)
-    noise = torch.fft.rfft2(torch.randn(num, 3, side, side, generator=draw))
+    colours = torch.randn(num, 1, side, side, generator=draw) + 0.3 * torch.randn(
+        num, 3, side, side, generator=draw
+    )
+    noise = torch.fft.rfft2(colours)  # mostly light and dark
     fy, fx = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
     shaped = torch.fft.irfft2(noise / (fy**2 + fx**2).sqrt().clamp(min=1 / side), s=(side, side))
     shaped = shaped / shaped.std(dim=(1, 2, 3), keepdim=True)
@@ -117,7 +120,7 @@ def test_the_cut_that_was_made_is_found() -> None:
     assert scale == pytest.approx(0.75, abs=0.02)
     assert x == pytest.approx((12 + 24) / 32 - 1, abs=0.04)  # the middle of 48 pixels from 12 on
     assert y == pytest.approx((4 + 24) / 32 - 1, abs=0.04)
-    assert float(fit.likeness) > 0.99 and not fit.mirrored
+    assert float(fit.likeness) > 0.97 and not fit.mirrored
 
 
 def test_cuts_of_a_config_are_like_those_of_code() -> None:
