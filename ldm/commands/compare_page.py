@@ -89,7 +89,11 @@ def _scores(recipes: Sequence[Recipe], rows: Sequence[Row]) -> str:
 
 
 def _levels(recipes: Sequence[Recipe], row: Row) -> str:
-    head = ["log-SNR", recipes[0].label, *(f"{recipe.label}, less that" for recipe in recipes[1:])]
+    head = [
+        "log-SNR",
+        recipes[0].label,
+        *(f"{recipe.label} less {recipes[0].label}" for recipe in recipes[1:]),
+    ]
     body = [
         [
             level.metric.rpartition("/")[2],
