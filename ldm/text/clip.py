@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.needs import Need, package, refuse_unmet
 from ldm.nn.fitting import misfits
+from ldm.text.clip_catalogue import catalogue
 from ldm.text.clip_checkpoint import read_text_side
 from ldm.text.clip_transformers import as_transformers, spoken, write_vocabulary
 from ldm.text.files import cache_folder, downloading
@@ -302,10 +300,10 @@ class OpenClipWeights:
 
     def _published(self) -> tuple[str, list[str], str]:
         """Repository on the hub, its files in the order of preference, and a URL or ""."""
-        catalogue = _catalogue()
-        found = catalogue.get_pretrained_cfg(str(self.model), str(self.tag))
+        listed = catalogue()
+        found = listed.get_pretrained_cfg(str(self.model), str(self.tag))
         if not found or not found.get("hf_hub"):
-            tags = ", ".join(catalogue.list_pretrained_tags_by_model(str(self.model))) or "none"
+            tags = ", ".join(listed.list_pretrained_tags_by_model(str(self.model))) or "none"
             raise ValueError(
                 f"open_clip has no weights {self.tag!r} of {self.model!r} on the Hugging Face hub; its tags: {tags}"
             )
@@ -342,21 +340,6 @@ def _load(clip: Any, state: dict[str, Tensor], weights: OpenClipWeights, dtype: 
         raise ValueError(f"the weights {name} are not of this architecture: {wrong}")
     clip.load_state_dict({name: x.to(dtype) for name, x in state.items()}, assign=True)
     clip.attn_mask = clip.build_causal_mask()  # no part of the state, so still on the meta device
-
-
-@cache
-def _catalogue() -> Any:
-    """open_clip's module ``pretrained``, which lists its weights, without the rest of the package.
-
-    The package itself imports all models, torchvision and transformers at once: up to ten seconds, for the name of a
-    file.
-    """
-    found = importlib.util.find_spec("open_clip")
-    assert found is not None and found.submodule_search_locations is not None
-    shell = ModuleType("open_clip_alone")
-    shell.__path__ = list(found.submodule_search_locations)
-    sys.modules[shell.__name__] = shell
-    return importlib.import_module(f"{shell.__name__}.pretrained")
 
 
 def _clip_cache() -> Path:
