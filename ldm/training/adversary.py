@@ -180,7 +180,8 @@ class Adversary:
         factor = self.penalty.factor(images_seen, num_images) if self.penalty else 0.0
         if factor:
             real = real.requires_grad_()
-        real_logits, made_logits = self.discriminator(real), self.discriminator(made)
+        # As views: hooks that follow modules through a backward pass stumble over inputs that are leaves.
+        real_logits, made_logits = (self.discriminator(x.view_as(x)) for x in (real, made))
 
         value = self.loss.generator(made_logits)
         (pull,) = torch.autograd.grad(value, made, retain_graph=True)  # (B, 3, fh, fw)

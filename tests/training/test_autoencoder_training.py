@@ -17,11 +17,11 @@ from lightning.pytorch import Callback
 from ldm.codecs.kl import KLCodec
 from ldm.nn.bottlenecks import VQ
 from ldm.training.accumulation import InPieces
-from ldm.training.adversary import FixedBalance, GradientBalance
+from ldm.training.adversary import R1, FixedBalance, GradientBalance
 from ldm.training.autoencoder_loss import CodebookLoss, KLDivergence, SquaredError
 from ldm.training.autoencoder_module import AutoencoderModule
 from ldm.training.bad_steps import BadSteps
-from ldm.training.callbacks import ClipGradients, StopAtImages
+from ldm.training.callbacks import ClipGradients, StopAtImages, Throughput
 from ldm.training.checkpoint import load_weights, read_checkpoint
 from ldm.training.decoder_of import DecoderOf
 from ldm.training.disturbances import Equivariance
@@ -151,6 +151,19 @@ def test_each_network_is_clipped_by_its_own_norm(tmp_path: Path) -> None:
     fit(tmp_path, steps, module=module(adversary=adversary()))
     for norm in norms.found.values():
         assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_operations_of_both_networks_are_counted(tmp_path: Path) -> None:
+    """In the first step, through the gradients that are taken inside it, of the penalty too."""
+
+    def counted(name: str, **changes: Any) -> float:
+        speed = Throughput(window=2)
+        fit(tmp_path / name, [StopAtImages(num_images=8), speed], module=module(**changes))
+        assert speed.flops is not None
+        return speed.flops
+
+    judge = adversary(penalty=R1(gamma=1.0))
+    assert counted("with", adversary=judge) > 1.2 * counted("without") > 0
 
 
 # --- the same step, in pieces and on two processes ----------------------------------------------------------------
