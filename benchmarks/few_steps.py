@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", nargs="+", default=["shapes_dit", "shapes_lcm", "shapes_meanflow"])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--num-prompts", type=int, default=500)
+    parser.add_argument("--num-prompts", type=int, default=500, help="to grade; 0 for none")
     parser.add_argument("--folder", default="runs", help="that holds the runs")
     parser.add_argument("--out", type=Path, default=Path("runs/few_steps"))
     parser.add_argument("--picture", type=Path, help="where to draw the picture; none is drawn without")
@@ -87,11 +87,12 @@ def main() -> None:
     torch.set_grad_enabled(False)
     rows = []
     for run in given.runs:
-        for number in given.steps:
+        for number in given.steps if given.num_prompts else ():
             report = graded(run, number, num_prompts=given.num_prompts, runs=given.folder, out=given.out)
             rows.append(line(run, number, report))
             print(json.dumps({"run": run, "num_steps": number, "row": rows[-1]}), flush=True)
-    print("\n".join(["| run | steps | seen | never seen |", "|---|---|---|---|", *rows]))
+    if rows:
+        print("\n".join(["| run | steps | seen | never seen |", "|---|---|---|---|", *rows]))
     if given.picture:
         picture(given.runs, given.steps, runs=given.folder, out=given.picture)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -59,6 +58,8 @@ UNET = [
 ]
 EVERY = [
     "num_images=16",
+    "optimizer.lr=0.01",
+    "lr_schedule.warmup_images=1",
     "callbacks.validate.num_images=8",
     "callbacks.checkpoints.every_num_images=8",
     "callbacks.samples.every_num_images=8",
@@ -71,7 +72,7 @@ BOTH = pytest.mark.parametrize("few", [LCM, MEANFLOW], ids=["lcm", "meanflow"])
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with pictures, an autoencoder, and two denoisers: a DiT of a flow, a U-Net of noise."""
+    """A working directory with pictures, an autoencoder, a denoiser, and two of few steps that learned from it."""
     folder = tmp_path_factory.mktemp("few_steps")
     shapes(
         out=str(folder / "data/shapes"), num_train=20, num_val=6, seed=0, samples_per_shard=8, num_workers=1
@@ -80,7 +81,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         launch([*VAE, "run_id=whole"])
         launch([*DIT, "run_id=whole"])
-        launch([*UNET, "run_id=whole"])
         launch([*LCM, "run_id=whole"])
         launch([*MEANFLOW, "run_id=whole"])
     return folder
@@ -193,12 +193,18 @@ def test_pictures_grades_and_weights_come_without_the_teacher(
         run("export", [f"run={name}", "format=diffusers", f"out={tmp_path}/diffusers"])
 
 
-def test_any_network_and_parameterization_becomes_one_of_few_steps(here: Path) -> None:
+def test_any_network_and_parameterization_becomes_one_of_few_steps_and_a_flow_alone_by_average_velocities(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch([*UNET, "run_id=whole"])
     launch(["task=lcm", "task.teacher=unet", "name=lcm_unet", *EVERY, "run_id=a"])
     loaded = load_run("lcm_unet")
     assert type(loaded.module.network).__name__ == "UNet"
     assert type(loaded.module.diffusion.parameterization).__name__ == "Epsilon"
-    assert all(map(torch.isfinite, torch.tensor(losses("lcm_unet/a"))))
+    assert bool(torch.tensor(losses("lcm_unet/a")).isfinite().all())
+    with pytest.raises(SystemExit):
+        launch(["task=meanflow", "task.teacher=unet", "name=wrong", *EVERY, "run_id=a"])
+    assert "MeanFlow averages the velocity of the straight path" in capsys.readouterr().err
 
 
 def test_average_velocities_from_scratch(here: Path) -> None:
@@ -211,7 +217,7 @@ def test_average_velocities_from_scratch(here: Path) -> None:
 
 def test_the_loss_weight_does_not_hide_how_large_the_error_is(here: Path) -> None:
     shown = losses("meanflow/whole")
-    assert min(shown) > 0 and max(shown) < 0.99, "the weighted loss of every sample would be 1"
+    assert max(abs(loss - 1) for loss in shown) > 1e-3, "the weighted loss of every sample is 1 but for 1e-5"
 
 
 @pytest.mark.parametrize(
@@ -247,25 +253,14 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_claimed(
     assert not Path("runs/wrong").exists()
 
 
-def test_average_velocities_refuse_a_teacher_of_another_path(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        launch(["task=meanflow", "task.teacher=unet", "name=wrong", *EVERY, "run_id=a"])
-    assert "MeanFlow averages the velocity of the straight path" in capsys.readouterr().err
-
-
 def test_a_run_goes_on_with_the_teacher_it_had_and_no_other(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    launch([*DIT, "run_id=longer", "num_images=32"])
-    launch([*LCM, "name=changed", "task.teacher=runs/shapes_dit/whole", "run_id=a", "trainer.max_steps=2"])
+    launch([*DIT, "name=longer", "run_id=a"])
+    launch([*LCM, "name=changed", "run_id=a", "trainer.max_steps=2"])
     with pytest.raises(SystemExit):
-        launch(["resume=runs/changed/a", "task.teacher=shapes_dit/longer", "trainer.max_steps=-1"])
+        launch(["resume=runs/changed/a", "task.teacher=longer", "trainer.max_steps=-1"])
     assert "has learned from checkpoint" in capsys.readouterr().err
-    shutil.rmtree("runs/shapes_dit/longer")
-    Path("runs/shapes_dit/last").unlink()
-    Path("runs/shapes_dit/last").symlink_to("whole")
 
 
 @pytest.mark.slow
