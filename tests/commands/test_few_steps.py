@@ -36,6 +36,7 @@ VAE = [
 DENOISER = [
     *SMALL,
     "optimizer.lr=0.02",
+    "lr_schedule.warmup_images=1",
     "text_encoder.num_buckets=64",
     "num_images=24",
     "task.num_steps=2",
@@ -179,8 +180,11 @@ def test_pictures_grades_and_weights_come_without_the_teacher(
     module = load_run(name).module
     generation = module.generation()
     requests = [Request(prompt="a red circle", seed=0), Request(prompt="a red circle", seed=0, scale=3.5)]
-    one, other = generation.pictures(requests, latent_size=(8, 8), batch_size=2)
-    assert one.shape == (3, 64, 64) and not torch.equal(one, other), "the scale is heard"
+    assert generation.pictures(requests, latent_size=(8, 8), batch_size=2).shape == (2, 3, 64, 64)
+    told = module.text_encoder(["a red circle"])
+    x, t = torch.ones(1, 4, 8, 8), torch.ones(1)
+    one, other = (module.network(x, t, replace(told, guidance=torch.tensor([w]))) for w in (1.0, 3.5))
+    assert not torch.equal(one, other), "the scale is heard"
     run("evaluate", [f"run={name}", "num_prompts=4", "num_steps=1", f"out={tmp_path}/grades"])
     assert (tmp_path / "grades/composition.json").is_file()
     run("export", [f"run={name}", "format=safetensors", f"out={tmp_path}/weights"])
