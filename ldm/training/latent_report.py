@@ -181,6 +181,7 @@ def draw_report(
     first.plot(places, found.kurtosis, "x", color="#cc4c02", label="excess kurtosis")
     for place in places[found.collapsed.numpy()]:
         first.axvspan(place - 0.4, place + 0.4, color="#cc4c02", alpha=0.15)
+    first.xaxis.get_major_locator().set_params(integer=True)
     first.set_xlabel(f"channel; {int(found.collapsed.sum())} of {len(places)} collapsed (shaded)")
     second.loglog(latent.frequency, latent.power, "o-", ms=3, color="#3465a4", label="latents")
     second.loglog(picture.frequency, picture.power, "-", color="#888888", label="pictures")
