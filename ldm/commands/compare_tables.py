@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ldm.commands.compare_runs import changes
@@ -77,9 +78,14 @@ def change_table(recipes: Sequence[Recipe]) -> Table:
 
 def speed_table(recipes: Sequence[Recipe]) -> Table:
     """What the trainings took; of several runs the mean."""
-    table = Table(title="training")
+    table = Table(
+        title="training", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )  # nine columns into 80 characters
     for name in SPEED_COLUMNS:
-        table.add_column(name, justify="left" if name == "run" else "right")
+        left = name == "run"
+        table.add_column(
+            name, justify="left" if left else "right", overflow="fold", no_wrap=name == "images/s"
+        )
     for entry in speeds(recipes):
         table.add_row(*entry)
     return table

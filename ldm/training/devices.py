@@ -9,8 +9,6 @@ from functools import cache
 
 import torch
 
-from ldm.training.run import is_main_process
-
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +60,9 @@ def check_devices(
             f"use trainer.devices={available}"
         )
     cores = available_cores()
+    # Here, since Lightning comes with it, and a plan builds optimizers, which import this file.
+    from ldm.training.run import is_main_process
+
     if not on_gpu and asked > cores and is_main_process():
         log.warning(
             "trainer.devices=%s starts %d processes on a machine that lets this one use %d CPU core%s: they will take "

@@ -218,7 +218,7 @@ def process(rank: int, port: int, folder: str) -> None:
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(comparable(GradientBalance()), datamodule=Shared())
+    trainer.fit(comparable(GradientBalance()), datamodule=Shared(0))
 
 
 @pytest.mark.slow

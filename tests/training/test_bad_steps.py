@@ -196,7 +196,7 @@ def test_the_first_module_that_overflows_is_named() -> None:
             )
             self.network[1].weight.data.fill_(math.inf)
 
-    capsule = type("Read", (), {"batches": [batch_at(0)]})()
+    capsule = type("Read", (), {"batches": [batch_at(0)], "step": {"images_seen": BATCH}})()
     made = make(Deep(), capsule, dtype=None, device=torch.device("cpu"))
     assert made.first == "network.1" and math.isfinite(made.outputs["network.0"])
     assert math.isnan(largest({"a": [torch.tensor([1.0, math.nan])]}))
