@@ -60,19 +60,20 @@ def check_devices(
             f"use trainer.devices={available}"
         )
     cores = available_cores()
-    # Here, since Lightning comes with it, and a plan builds optimizers, which import this file.
-    from ldm.training.run import is_main_process
+    if not on_gpu and asked > cores:
+        # Here, since Lightning comes with it, and a plan builds optimizers, which import this file.
+        from ldm.training.run import is_main_process
 
-    if not on_gpu and asked > cores and is_main_process():
-        log.warning(
-            "trainer.devices=%s starts %d processes on a machine that lets this one use %d CPU core%s: they will take "
-            "turns; trainer.devices=%d is as fast or faster",
-            devices,
-            asked,
-            cores,
-            "" if cores == 1 else "s",
-            cores,
-        )
+        if is_main_process():
+            log.warning(
+                "trainer.devices=%s starts %d processes on a machine that lets this one use %d CPU core%s: they will "
+                "take turns; trainer.devices=%d is as fast or faster",
+                devices,
+                asked,
+                cores,
+                "" if cores == 1 else "s",
+                cores,
+            )
     processes = asked * num_nodes
     if pieces < 1:
         raise ValueError(f"trainer.accumulate_grad_batches={pieces} must be at least 1")
