@@ -72,7 +72,7 @@ def picture(names: list[str], steps: list[int], *, runs: str, out: Path) -> None
         for row, image in enumerate(images):
             pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
             sheet.paste(pixels, (left, 34 + row * (CELL + MARGIN)))
-    sheet.save(out, optimize=True)
+    sheet.quantize(128).save(out, optimize=True)
 
 
 def main() -> None:

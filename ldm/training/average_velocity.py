@@ -16,7 +16,7 @@ from ldm.diffusion.diffusion import Diffusion
 from ldm.diffusion.mean_flow import (
     AdaptiveWeight,
     Derivative,
-    ForwardMode,
+    Differences,
     correction,
     refuse_other_paths,
 )
@@ -46,7 +46,7 @@ class AverageVelocity(Objective):
         scales: Guidance scales to be taught.
         share_still: Share of the samples with r = t, which are plain flow matching, in [0, 1].
         improved: See above; without a teacher only.
-        derivative: How du/dt is found; ``ForwardMode`` when None.
+        derivative: How du/dt is found; ``Differences`` when None.
         weight: Of the squared error.
 
     Raises:
@@ -71,7 +71,7 @@ class AverageVelocity(Objective):
         self.scales = scales or GuidanceScales()
         self.share_still = share_still
         self.improved = improved
-        self.derivative = derivative or ForwardMode()
+        self.derivative = derivative or Differences()
         self.weight = weight or AdaptiveWeight()
 
     def prepare(

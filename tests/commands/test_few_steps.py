@@ -214,8 +214,10 @@ def test_any_network_and_parameterization_becomes_one_of_few_steps_and_a_flow_al
 def test_average_velocities_from_scratch(here: Path) -> None:
     scratch = [*DIT, "task=meanflow", "sampler=mean_flow", "guidance=distilled", "name=scratch", *EVERY]
     launch([*scratch, "run_id=a", "task.objective.improved=false"])
+    exact = "task.objective.derivative._target_=ldm.diffusion.mean_flow.ForwardMode"
+    launch([*scratch, "run_id=c", exact, "~task.objective.derivative.step"])
     launch([*scratch, "run_id=b"])
-    assert losses("scratch/a") != losses("scratch/b")
+    assert len({tuple(losses(f"scratch/{name}")) for name in "abc"}) == 3
     assert load_run("scratch").module.teacher_run is None
 
 
