@@ -112,7 +112,7 @@ def test_two_processes_make_the_pictures_of_one(place: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_give_the_grades_of_one(place: Path) -> None:
     for processes in (1, 2):
-        asked = ["num_prompts=10", "batch_size=4", f"out=grades{processes}"]
+        asked = ["num_prompts=10", "batch_size=4", "again=true", f"out=grades{processes}"]
         command = ["-m", "ldm.commands.main", "evaluate", "run=tiny", *asked]
         said = run(place, command, processes=processes)
         assert said.count("written to") == 1
