@@ -164,7 +164,16 @@ class DiffusionModule(TrainingModule):
                 self.log(name, share, batch_size=batch_size, sync_dist=True)
 
     def losses(self, batch: Batch, kept: Tensor, u: Tensor, *, purpose: str) -> Losses:
-        """Of each sample: captions where ``kept`` (B,), times by the quantiles u (B,)."""
+        """Of each sample: captions where ``kept`` (B,), times by the quantiles u (B,).
+
+        Raises:
+            RuntimeError: The teacher was not read.
+        """
+        if self.teacher_run is not None and self.teacher is None:
+            raise RuntimeError(
+                f"task.teacher={self.teacher_run} was not read, without which there is no loss: a training does so by "
+                f"prepare(); a single step of it cannot be made again"
+            )
         x0 = self.clean_latents(batch, purpose=f"{purpose} of the posterior")  # (B, C, H, W)
         channels, height, width = x0.shape[1:]
         diffusion = self.diffusion.for_latents((channels, height, width))

@@ -20,6 +20,7 @@ from ldm.commands.main import run
 from ldm.commands.messages import ConfigError
 from ldm.commands.shapes import shapes
 from ldm.commands.train import built
+from ldm.interfaces import Batch
 from ldm.interop.native import read_parts
 from ldm.sampling.request import Request
 from ldm.training.checkpoint import foreign_entries, read_checkpoint
@@ -269,11 +270,47 @@ def test_a_run_goes_on_with_the_teacher_it_had_and_no_other(
     assert "has learned from checkpoint" in capsys.readouterr().err
 
 
+@BOTH
+def test_a_batch_in_pieces_has_the_gradients_of_the_whole(here: Path, few: list[str]) -> None:
+    config = checked([*few, "run_id=x"])
+    module = built(config.task)
+    module.prepare(anew=True)
+    for name, parameter in module.network.named_parameters():
+        if "_embedding.mlp.2" in name:  # what is silent would hide what stands before it
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    module.prepare(anew=False)  # the target is this student: averaging does not move it
+    batch = Batch(
+        captions=["a red circle", "two blue squares", "a green ring", "three purple crosses"],
+        images=None,
+        moments=torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(1)),
+        keys=["a", "b", "c", "d"],
+        visits=[0] * 4,
+        slots=range(4),
+        num_slots=4,
+    )
+
+    def gradients(batches: list[Batch]) -> list[torch.Tensor]:
+        module.zero_grad()
+        for one in batches:
+            (module.training_step(one, 0) / len(batches)).backward()
+        trained = [x for part in module.parts().values() for x in part.parameters()]
+        return [torch.zeros_like(x) if x.grad is None else x.grad.clone() for x in trained]
+
+    whole, halves = gradients([batch]), gradients(batch.pieces(2))
+    largest = max(float(x.abs().max()) for x in whole)
+    assert largest > 1e-3
+    for first, second in zip(whole, halves, strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-3, atol=1e-5 * largest)
+
+
 @pytest.mark.slow
 @BOTH
 def test_two_processes_train_like_one(here: Path, few: list[str]) -> None:
     name = next(item for item in few if item.startswith("name=")).removeprefix("name=")
-    two = [item for item in few if item != "trainer=cpu"]
+    # Adam makes whole steps of gradients that are rounding: with small ones they do not spread.
+    gentle = [*few, "optimizer.lr=1e-5"]
+    launch([*gentle, "run_id=one"])
+    two = [item for item in gentle if item != "trainer=cpu"]
     two += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "run_id=two"]
     train = Path(__file__).parents[2] / "train.py"
     done = subprocess.run(
@@ -284,6 +321,6 @@ def test_two_processes_train_like_one(here: Path, few: list[str]) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert losses(f"{name}/two") == pytest.approx(losses(f"{name}/whole"), abs=1e-4)
-    first, second = checkpoint(f"{name}/whole"), checkpoint(f"{name}/two")
-    torch.testing.assert_close(second["state_dict"], first["state_dict"], rtol=1e-2, atol=2e-3)
+    assert losses(f"{name}/two") == pytest.approx(losses(f"{name}/one"), rel=2e-3)
+    first, second = checkpoint(f"{name}/one"), checkpoint(f"{name}/two")
+    torch.testing.assert_close(second["state_dict"], first["state_dict"], rtol=1e-3, atol=1e-4)
