@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,31 @@ class Composed:
     overrides: Sequence[str]  # as Hydra saw them
     folder: Path  # where the configs are
     searched: Sequence[Any]  # where Hydra looked
-    chosen: Mapping[str, str]  # group -> choice, where given on the command line or not the default
+    choices: Mapping[str, str | None]  # Hydra's, of every group
+    on_line: Mapping[str, str]  # those that were made on the command line
 
     def place(self, path: Keys) -> str:
         """Where a key got its value: "command line", "configs/experiment/x.yaml:7", or "" where nothing says so."""
         names = tuple(str(part) for part in path)
         if any(names[: len(keys)] == keys or keys[: len(names)] == names for keys in self.given):
             return "command line"
-        lines = ((source, line_of(source, names)) for source in reversed(self.sources()))
+        lines = ((source, line_of(source, names)) for source in reversed(self.sources))
         return next((f"{source.shown}:{line}" for source, line in lines if line is not None), "")
 
+    @cached_property
+    def chosen(self) -> dict[str, str]:
+        """Group -> choice, where it was made on the command line or is not the default of the primary config."""
+        primary = yaml.safe_load((self.folder / f"{self.name}.yaml").read_text(encoding="utf-8"))
+        entries = [entry for entry in primary.get("defaults", []) if isinstance(entry, dict)]
+        default = {group: choice for entry in entries for group, choice in entry.items()}
+        other = {
+            group: choice
+            for group, choice in self.choices.items()
+            if choice and default.get(group, choice) != choice
+        }
+        return {**other, **self.on_line}
+
+    @cached_property
     def sources(self) -> list[Source]:
         """The files, later ones win. Hydra goes through all defaults again for it, so only an error asks."""
         with initialize_config_dir(str(self.folder), version_base="1.3"):
@@ -130,13 +146,12 @@ def compose(name: str, overrides: Sequence[str], *, folder: Path = CONFIGS) -> C
                 raise ConfigError(f"~{deletion[1]}: there is no such key; {hint} (command line)") from error
             raise ConfigError(_plain(error)) from error
     _check_hydra(config)
-    searched = config.hydra.runtime.config_sources
+    searched, choices = config.hydra.runtime.config_sources, config.hydra.runtime.choices
     on_line = {
         item.key_or_group: str(item.value())
         for item in parsed
         if item.key_or_group in groups and item.value()
     }
-    chosen = {**_not_default(config.hydra.runtime.choices, folder / f"{name}.yaml"), **on_line}
     with open_dict(config):
         del config["hydra"]
     return Composed(
@@ -146,19 +161,9 @@ def compose(name: str, overrides: Sequence[str], *, folder: Path = CONFIGS) -> C
         overrides=freed,
         folder=folder,
         searched=searched,
-        chosen=chosen,
+        choices=choices,
+        on_line=on_line,
     )
-
-
-def _not_default(choices: Mapping[str, str | None], primary: Path) -> dict[str, str]:
-    """The choices that differ from those of the primary config's list of defaults."""
-    entries = yaml.safe_load(primary.read_text(encoding="utf-8")).get("defaults", [])
-    default = {
-        group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items()
-    }
-    return {
-        group: choice for group, choice in choices.items() if choice and default.get(group, choice) != choice
-    }
 
 
 def _sources(searched: Sequence[Any], defaults: Sequence[Any]) -> list[Source]:

@@ -76,7 +76,7 @@ def find_teacher(where: str, *, runs: str) -> Path:
 def _with_own_values(theirs: DictConfig, group: str, composed: Composed) -> DictConfig:
     """The teacher's part, with the values that files of the whole config and the command line give for it."""
     part: Any = OmegaConf.create({group: theirs[group]})
-    for source in composed.sources():
+    for source in composed.sources:
         if _speaks_of_all(source):
             values = OmegaConf.load(source.path)
             if isinstance(values, DictConfig) and values.get(group) is not None:
