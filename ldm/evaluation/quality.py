@@ -1,4 +1,4 @@
-"""How far a picture is from another one that it should equal: PSNR and SSIM. LPIPS is in ``lpips.py``."""
+"""How far a picture is from another one that it should equal: PSNR and SSIM. LPIPS is in ``ldm/training/lpips.py``."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from typing import Protocol as Interface
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch import Tensor
 from ldm.evaluation.features import Codecs, FeatureNetwork, Features, within
 from ldm.evaluation.frechet import Moments, frechet_distance, frechet_influence
 from ldm.evaluation.looking import Pictures
-from ldm.evaluation.lpips import Lpips
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.quality import psnr, ssim
 from ldm.evaluation.scores import PerSample
@@ -25,61 +25,49 @@ from ldm.evaluation.subject import Look, Measured, Subject
 from ldm.needs import Need
 
 
-@dataclass(frozen=True, kw_only=True)
-class PsnrOfPairs:
-    """Pairs (B, 6, H, W) -> (B,) dB."""
-
-    label: str = "psnr"
-    title: str = ""
-    resizing: str = "none"
-    lower_is_better: bool = False
-
-    def needs(self) -> list[Need]:
-        return []
-
-    def open(self, *, device: torch.device, codecs: Codecs) -> Features:
-        return Features("psnr", "none", lambda pairs: psnr(pairs[:, :3], pairs[:, 3:]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SsimOfPairs:
-    """Pairs (B, 6, H, W) -> (B,)."""
-
-    label: str = "ssim"
-    title: str = ""
-    resizing: str = "none"
-    lower_is_better: bool = False
-
-    def needs(self) -> list[Need]:
-        return []
-
-    def open(self, *, device: torch.device, codecs: Codecs) -> Features:
-        return Features("ssim", "none", lambda pairs: ssim(pairs[:, :3], pairs[:, 3:]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class LpipsOfPairs:
-    """Pairs (B, 6, H, W) -> (B,).
-
-    Args:
-        lpips: Where its weights are.
-    """
-
-    lpips: Lpips
-    label: str = "lpips"
-    resizing: str = "none"
-    lower_is_better: bool = True
+class MeasureOfPairs(FeatureNetwork, Interface):
+    """How alike the two pictures of a pair are: pairs (B, 6, H, W) -> (B,)."""
 
     @property
-    def title(self) -> str:
-        return self.lpips.title
+    def lower_is_better(self) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByFormula(ABC):
+    """Base of the measures that need no network."""
+
+    label: str
+    title: str = ""
+    resizing: str = "none"
+    lower_is_better: bool = False
 
     def needs(self) -> list[Need]:
-        return within("lpips", self.lpips.needs())
+        return []
 
     def open(self, *, device: torch.device, codecs: Codecs) -> Features:
-        network = self.lpips.open(device)
-        return Features(network.content_hash, "none", lambda pairs: network(pairs[:, :3], pairs[:, 3:]))
+        return Features(self.label, self.resizing, lambda pairs: self.compare(pairs[:, :3], pairs[:, 3:]))
+
+    @abstractmethod
+    def compare(self, a: Tensor, b: Tensor) -> Tensor:
+        """a, b (B, 3, H, W) uint8 -> (B,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsnrOfPairs(ByFormula):
+    """In dB."""
+
+    label: str = "psnr"
+
+    def compare(self, a: Tensor, b: Tensor) -> Tensor:
+        return psnr(a, b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SsimOfPairs(ByFormula):
+    label: str = "ssim"
+
+    def compare(self, a: Tensor, b: Tensor) -> Tensor:
+        return ssim(a, b)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +111,7 @@ class Reconstruction(OfReconstructions):
         measures: Each a score.
     """
 
-    measures: Sequence[PsnrOfPairs | SsimOfPairs | LpipsOfPairs] = field(
-        default_factory=lambda: (PsnrOfPairs(), SsimOfPairs())
-    )
+    measures: Sequence[MeasureOfPairs] = field(default_factory=lambda: (PsnrOfPairs(), SsimOfPairs()))
 
     def needs(self) -> list[Need]:
         return [
@@ -151,7 +137,8 @@ class Reconstruction(OfReconstructions):
 
     def measure(self, subject: Subject) -> list[Measured]:
         found = []
-        for protocol, (pairs, measure) in zip(self.protocols(subject), self.looks(subject), strict=True):
+        pairs = subject.pairs(self.originals(subject))
+        for protocol, measure in zip(self.protocols(subject), self.measures, strict=True):
             values = subject.features(pairs, measure).double()  # (N,)
             found.append(
                 Measured(
@@ -159,7 +146,7 @@ class Reconstruction(OfReconstructions):
                     value=float(values.mean()),
                     num=len(values),
                     influence=values,
-                    lower_is_better=measure.lower_is_better,  # type: ignore[attr-defined]
+                    lower_is_better=measure.lower_is_better,
                     per_sample=PerSample(tuple(pairs.keys), values[:, None].numpy()),
                 )
             )

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm.nn.fitting import misfits
+
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 """3x3 convolutions, each with a ReLU, and 2x2 max pools between (1409.1556, column D)."""
 
@@ -53,16 +55,10 @@ class Backbone(nn.Module):
             ValueError: It is of another network.
         """
         own = {name: f"features.{name.removeprefix('layers.')}" for name in self.state_dict()}
-        wrong = [
-            theirs
-            for ours, theirs in own.items()
-            if theirs not in state or state[theirs].shape != self.state_dict()[ours].shape
-        ]
-        if wrong:
-            raise ValueError(
-                f"these are not torchvision's weights of this classifier: {wrong[0]} is missing or of another shape"
-            )
-        self.load_state_dict({ours: state[theirs] for ours, theirs in own.items()})
+        found = {ours: state[theirs] for ours, theirs in own.items() if theirs in state}
+        if wrong := misfits(self, found):
+            raise ValueError(f"these are not torchvision's weights of this classifier: {wrong}")
+        self.load_state_dict(found)
 
 
 def vgg16() -> Backbone:

@@ -10,9 +10,9 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchvision.models import alexnet
 
-from ldm.evaluation.lpips import Lpips
 from ldm.evaluation.quality import psnr, ssim
 from ldm.needs import MissingNeeds
+from ldm.training.lpips import Lpips
 
 
 def pictures(num: int, seed: int, side: int = 40) -> torch.Tensor:

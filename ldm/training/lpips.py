@@ -1,4 +1,4 @@
-"""LPIPS, a learned distance between two pictures (Zhang et al. 2018, 1801.03924), with AlexNet.
+"""LPIPS as a measure of reconstructions (Zhang et al. 2018, 1801.03924). The network is in ``ldm/nn/perceptual.py``.
 
 Two files of weights: AlexNet's own, as torchvision publishes them, and the five small heads, which torchmetrics brings
 along (version 0.1, as the authors recommend).
@@ -9,23 +9,22 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor
-from torchvision.models import alexnet
 
-from ldm.evaluation.features import content_hash
+from ldm.evaluation.features import Codecs, Features, content_hash, within
 from ldm.needs import Need, refuse_unmet
+from ldm.nn.fitting import misfits
+from ldm.nn.perceptual import LPIPS, alexnet
 
 BACKBONE = "alexnet-owt-7be5be79.pth"
 SOURCE = f"https://download.pytorch.org/models/{BACKBONE}"
 HEADS = Path("functional", "image", "lpips_models", "alex.pth")  # within torchmetrics
-AFTER = (1, 4, 7, 9, 11)  # the layers of torchvision's AlexNet that are looked at: its five ReLUs
-# The authors' normalisation of pictures in [-1, 1].
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class Lpips:
             ),
         ]
 
-    def open(self, device: torch.device) -> LpipsNetwork:
+    def open(self, device: torch.device) -> Opened:
         """
         Raises:
             MissingNeeds: A file is not there.
@@ -73,56 +72,69 @@ class Lpips:
         needs = self.needs()
         refuse_unmet(needs)
         backbone, heads = (Path(str(need.found)) for need in needs)
-        network = alexnet(weights=None)
-        state = torch.load(backbone, map_location="cpu", weights_only=True)
+        network = LPIPS(alexnet())
         try:
-            network.load_state_dict(state)
-            lines = torch.load(heads, map_location="cpu", weights_only=True)
-            weights = [lines[f"lin{i}.model.1.weight"].flatten() for i in range(len(AFTER))]
-        except (RuntimeError, KeyError) as error:
-            first = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(f"{backbone} or {heads} does not hold LPIPS's weights ({first})") from error
-        layers = network.features.to(device).eval().requires_grad_(False)
+            network.backbone.load(_whole_alexnet(torch.load(backbone, map_location="cpu", weights_only=True)))
+            network.load_heads(torch.load(heads, map_location="cpu", weights_only=True))
+        except ValueError as error:
+            raise ValueError(f"{backbone} or {heads} does not hold LPIPS's weights ({error})") from error
         both = "".join(map(content_hash, (backbone, heads)))
-        return LpipsNetwork(
+        return Opened(
             content_hash=hashlib.sha256(both.encode()).hexdigest(),
-            layers=list(layers),
-            heads=[weight.to(device) for weight in weights],
+            network=network.to(device).eval().requires_grad_(False),
         )
 
 
 @dataclass(frozen=True)
-class LpipsNetwork:
-    """Opened, on its device."""
+class Opened:
+    """The network, on its device."""
 
     content_hash: str
-    layers: Sequence[Callable[[Tensor], Tensor]]  # of AlexNet
-    heads: Sequence[Tensor]  # (c,) each
+    network: LPIPS
 
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """a, b (B, 3, H, W) uint8 -> (B,) on the CPU; 0 for equal pictures (eq. 1)."""
-        distance = torch.zeros(len(a), device=self.heads[0].device)
-        for head, x, y in zip(self.heads, self._read(a), self._read(b), strict=True):
-            difference = (_unit(x) - _unit(y)).square()  # (B, c, h, w)
-            distance += (difference * head.view(-1, 1, 1)).sum(dim=1).mean(dim=(1, 2))
-        return distance.cpu()
-
-    def _read(self, images: Tensor) -> list[Tensor]:
-        device = self.heads[0].device
-        shift, scale = (torch.tensor(x, device=device).view(3, 1, 1) for x in (SHIFT, SCALE))
-        x = (images.to(device).float() / 127.5 - 1 - shift) / scale
-        found = []
-        for number, layer in enumerate(self.layers):
-            x = layer(x)
-            if number in AFTER:
-                found.append(x.clone())  # the ReLUs work in place
-        return found
+        """a, b (B, 3, H, W) uint8 -> (B,) on the CPU; 0 for equal pictures."""
+        device = self.network.backbone.shift.device
+        x, y = (images.to(device).float() / 127.5 - 1 for images in (a, b))
+        found: Tensor = self.network(x, y)
+        return found.cpu()
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Each place's channels to unit length."""
-    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+@dataclass(frozen=True, kw_only=True)
+class LpipsOfPairs:
+    """Pairs (B, 6, H, W) -> (B,).
+
+    Args:
+        lpips: Where its weights are.
+    """
+
+    lpips: Lpips
+    label: str = "lpips"
+    resizing: str = "none"
+    lower_is_better: bool = True
+
+    @property
+    def title(self) -> str:
+        return self.lpips.title
+
+    def needs(self) -> list[Need]:
+        return within("lpips", self.lpips.needs())
+
+    def open(self, *, device: torch.device, codecs: Codecs) -> Features:
+        network = self.lpips.open(device)
+        return Features(
+            network.content_hash, self.resizing, lambda pairs: network(pairs[:, :3], pairs[:, 3:])
+        )
+
+
+def _whole_alexnet(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``state`` again; one that is not all of torchvision's AlexNet is refused, though its classifier is not used."""
+    with torch.device("meta"):
+        whole = torchvision.models.alexnet(weights=None)
+    if wrong := misfits(whole, state):
+        raise ValueError(wrong)
+    return state
 
 
 def _heads_of_torchmetrics() -> Path | None:
