@@ -11,7 +11,7 @@ from ldm.codecs.kl import KLCodec
 from ldm.commands.launch import launch
 from ldm.commands.load import load_run
 from ldm.commands.main import main
-from ldm.commands.shapes import shapes
+from tests.commands.places import working_in
 
 VAE = [
     "experiment=shapes_vae",
@@ -38,11 +38,7 @@ DIT = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with pictures and a finished autoencoder, on which other recipes build."""
     folder = tmp_path_factory.mktemp("recipes")
-    shapes(
-        out=str(folder / "data/shapes"), num_train=16, num_val=8, seed=0, samples_per_shard=8, num_workers=1
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with working_in(folder, num_train=16, num_val=8):
         launch([*VAE, "name=shapes_vae"])
     return folder
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from ldm.evaluation.features import OwnEncoder, Pixels
 from ldm.evaluation.reconstruction import Reconstruction
 from ldm.evaluation.scores import read_scores
 from tests.commands.scored import make_run, make_shards, noise
+from tests.processes import become, free_port
 
 
 def metrics() -> dict[str, object]:
@@ -35,23 +34,8 @@ def evaluate(folder: Path, shards: Path) -> None:
 
 
 def one_of_two(rank: int, port: int, folder: str, shards: str) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-    }
+    become(rank, world_size=2, port=port)
     evaluate(Path(folder), Path(shards))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from ldm.commands.launch import launch
 from ldm.commands.load import load_run
 from ldm.commands.main import run
 from ldm.commands.messages import ConfigError
-from ldm.commands.shapes import shapes
 from ldm.interop.diffusers_format import Diffusers
 from ldm.interop.folder import read_component
 from ldm.interop.native import read_parts
+from tests.commands.places import working_in
 from tests.interop import tiny
 
 SMALL = ["trainer=cpu", "data.batch_size=4", "num_images=8", "run_id=one"]
@@ -64,11 +64,7 @@ DIT = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with an autoencoder's run and a denoiser's, and the denoiser exported twice."""
     folder = tmp_path_factory.mktemp("exports")
-    shapes(
-        out=str(folder / "data/shapes"), num_train=8, num_val=4, seed=0, samples_per_shard=8, num_workers=1
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with working_in(folder, num_train=8, num_val=4):
         launch(VAE)
         launch(MMDIT)
         run("export", ["run=shapes_dit", "out=theirs"])

@@ -18,12 +18,12 @@ from ldm.commands.launch import checked, launch
 from ldm.commands.load import load_run
 from ldm.commands.main import run
 from ldm.commands.messages import ConfigError
-from ldm.commands.shapes import shapes
 from ldm.commands.train import built
 from ldm.interfaces import Batch
 from ldm.interop.native import read_parts
 from ldm.sampling.request import Request
-from ldm.training.checkpoint import foreign_entries, read_checkpoint
+from ldm.training.checkpoint import foreign_entries
+from tests.commands.places import checkpoint, working_in
 
 SMALL = ["trainer=cpu", "trainer.precision=32-true", "trainer.log_every_n_steps=1", "data.batch_size=4"]
 VAE = [
@@ -76,11 +76,7 @@ BOTH = pytest.mark.parametrize("few", [LCM, MEANFLOW], ids=["lcm", "meanflow"])
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with pictures, an autoencoder, a denoiser, and two of few steps that learned from it."""
     folder = tmp_path_factory.mktemp("few_steps")
-    shapes(
-        out=str(folder / "data/shapes"), num_train=20, num_val=6, seed=0, samples_per_shard=8, num_workers=1
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with working_in(folder, num_train=20, num_val=6):
         launch([*VAE, "run_id=whole"])
         launch([*DIT, "run_id=whole"])
         launch([*LCM, "run_id=whole"])
@@ -92,10 +88,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     return place
-
-
-def checkpoint(run: str) -> dict:
-    return read_checkpoint(Path("runs", run, "checkpoints/last"))
 
 
 def losses(run: str, column: str = "train/loss") -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,8 @@ import pytest
 from PIL import Image
 
 from ldm.commands.launch import launch
-from ldm.commands.shapes import shapes
+from tests.commands.places import working_in
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 RUN = [
@@ -42,11 +42,7 @@ OF_THE_PROCESSES = {"seconds", "time", "processes", "ranks", "world_size"}  # ma
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with a run that makes pictures, if poor ones."""
     folder = tmp_path_factory.mktemp("torchrun")
-    shapes(
-        out=str(folder / "data/shapes"), num_train=16, num_val=4, seed=0, samples_per_shard=8, num_workers=1
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with working_in(folder, num_train=16, num_val=4):
         launch(RUN)
     return folder
 
@@ -55,9 +51,7 @@ def run(place: Path, command: list[str], *, processes: int) -> str:
     """What the first process says; where there are several, torchrun starts them."""
     start = [sys.executable]
     if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         start += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
     own = {
         name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC"))

@@ -20,9 +20,9 @@ from ldm.commands.launch import launch
 from ldm.commands.load import load_run
 from ldm.commands.main import main
 from ldm.commands.replay import replay
-from ldm.commands.shapes import shapes
-from ldm.training.checkpoint import foreign_entries, read_checkpoint
+from ldm.training.checkpoint import foreign_entries
 from ldm.training.diffusion_module import DiffusionModule
+from tests.commands.places import checkpoint, working_in
 
 VAE = [
     "experiment=shapes_vae",
@@ -57,11 +57,7 @@ DIT = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with pictures and two finished runs: an autoencoder and a denoiser on its latents."""
     folder = tmp_path_factory.mktemp("trainings")
-    shapes(
-        out=str(folder / "data/shapes"), num_train=20, num_val=6, seed=0, samples_per_shard=8, num_workers=1
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with working_in(folder, num_train=20, num_val=6):
         launch([*VAE, "run_id=whole"])
         launch([*DIT, "run_id=whole"])
     return folder
@@ -71,10 +67,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     return place
-
-
-def checkpoint(run: str) -> dict:
-    return read_checkpoint(Path("runs", run, "checkpoints/last"))
 
 
 def test_a_run_folder_holds_what_the_readme_says(here: Path) -> None:

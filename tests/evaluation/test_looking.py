@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from ldm.evaluation.features import Features
 from ldm.evaluation.looking import WHOLE, add_up, forget, look
 from ldm.evaluation.together import Together
+from tests.processes import free_port
 
 
 @dataclass
@@ -86,12 +86,6 @@ def test_what_another_network_left_is_not_taken_for_this_ones(tmp_path: Path) ->
     pictures = Numbered()
     look(pictures, BOTH, together=Together(), keep=tmp_path)
     assert pictures.asked == [0, 1, 2, 3]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def one_of_several(rank: int, size: int, port: int, folder: str) -> None:

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ from ldm.training.fsdp import FullySharded
 from ldm.training.logging import CSVLogger, quiet_lightning
 from ldm.training.saving import Checkpoints, interruptible
 from ldm.training.watching import ranks_watched
+from tests.processes import become, free_port
 from tests.training.tiny import TinyModule, batch_at
 
 GLOBAL_BATCH = 4
@@ -217,16 +217,7 @@ def _process(
     rank: int, world_size: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     if world_size > 1:  # as torchrun would start it
-        os.environ |= {
-            "TORCHELASTIC_RUN_ID": "trial",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "GROUP_RANK": "0",
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-        }
+        become(rank, world_size=world_size, port=port)
         rank_zero_only.rank = rank  # Lightning looked when it was imported, in the server
     work(*arguments)
 
@@ -246,9 +237,7 @@ def start(folder: Path, *, num_images: int, **others: Any) -> list[Any]:
 
 def started(work: Callable[..., None], *arguments: Any, world_size: int) -> list[Any]:
     """Processes that do the same work, each knowing its rank as torchrun tells it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     made = [
         server().Process(target=_process, args=(rank, world_size, port, work, arguments))
         for rank in range(world_size)

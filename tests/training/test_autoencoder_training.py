@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from ldm.training.optim import AdamW
 from ldm.training.perceptual_terms import FeatureDistance
 from ldm.training.saving import Checkpoints
 from ldm.training.stopping import Interrupted
+from tests.processes import become, free_port
 from tests.training.autoencoders import adversary, autoencoder, module
 from tests.training.reliable import Shared
 from tests.training.test_saving import InterruptAt, assert_same
@@ -193,16 +192,7 @@ def test_a_step_in_pieces_is_the_step_in_one(tmp_path: Path) -> None:
 
 def process(rank: int, port: int, folder: str) -> None:
     """One of two, as torchrun would start it."""
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "trial",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
+    become(rank, world_size=2, port=port)
     torch.set_num_threads(1)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -225,10 +215,7 @@ def process(rank: int, port: int, folder: str) -> None:
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     """Discriminator, balance by gradient norms and codebook included, from before the discriminator begins."""
     fit(tmp_path / "one", callbacks(24), module=comparable(GradientBalance()))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(process, (port, str(tmp_path / "two")), nprocs=2)
+    torch.multiprocessing.spawn(process, (free_port(), str(tmp_path / "two")), nprocs=2)
     one, two = last(tmp_path / "one"), last(tmp_path / "two")
     assert two["images_seen"] == one["images_seen"] == 24
     for key in ("state_dict", "ema"):

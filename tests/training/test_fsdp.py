@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ldm.training.fsdp import FullySharded, spread_state
 from ldm.training.optim import MuonAdamW
 from ldm.training.sharded import copy_to_host, full, full_state, is_spread, spread_like
 from ldm.training.together import write_together
+from tests.processes import free_port
 from tests.training.test_saving import assert_same
 
 SIZE = 4  # processes
@@ -148,9 +148,7 @@ class Numbered:
 def test_four_processes_step_like_one_in_one_group_and_in_two(tmp_path: Path) -> None:
     """Muon, AdamW, the clipped norm, the average and what is saved and loaded again, by its shares."""
     alone = train(slice(0, BATCH), None, tmp_path / "alone")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.spawn(one_of_several, (port, str(tmp_path)), nprocs=SIZE)
     for replicas in (1, 2):
         spread = torch.load(tmp_path / f"{replicas}.pt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ldm.nn.blocks import Execution
 from ldm.training.fsdp import FullySharded
 from ldm.training.optim import AdamW
 from ldm.training.sharded import full_state, is_spread
+from tests.processes import free_port
 from tests.training.test_fsdp import BATCH, loss_of, network
 
 SIZE = 2  # processes
@@ -97,9 +97,7 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """What two processes make of each case."""
     folder = tmp_path_factory.mktemp("fsdp")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.spawn(one_of_two, (port, str(folder)), nprocs=SIZE)
     return lambda name: torch.load(folder / f"{name}.pt")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from ldm.training.ranks import Ranks, check_launch, check_master, launched, make_together
+from tests.processes import become, free_port
 
 CPU = torch.device("cpu")
 
@@ -23,30 +23,13 @@ def rows_and_their_neighbours(rows: Sequence[int]) -> Tensor:
 
 
 def one_of_several(rank: int, size: int, port: int, folder: str) -> None:
-    import os
-
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-    }
+    become(rank, world_size=size, port=port)
     with launched("cpu") as (ranks, place):
         made = [
             make_together(rows_and_their_neighbours, num, batch_size=3, ranks=ranks, device=place)
             for num in (1, 3, 7, 18, 19)
         ]
     torch.save(made, Path(folder, f"{rank}.pt"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_several_processes_make_the_very_batches_of_one(tmp_path: Path) -> None:
